@@ -1,0 +1,1 @@
+"""HTTP: turns requests into calls of the scorer and errors into problem documents. No scoring logic."""

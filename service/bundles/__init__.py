@@ -1,0 +1,1 @@
+"""Bundles in memory: opening, warming and holding the graphs that serve."""

@@ -1,0 +1,374 @@
+"""Encode raw columns into id and number blocks.
+
+One piece of code for training tables and for requests: columns in, an `EncodedBlock` out. Pure; no
+I/O. Invariant: every id lies in [0, num_rows) of its encoder whatever the input, and every number is
+finite; a value that cannot be read so is refused with `EncodeError`.
+
+Columns are numpy arrays or sequences with one value per row; None (or NaN in a float array) means
+missing. List-valued features take one list per row. Keys of features may be absent: defaults fill in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from service.contract.errors import EncodeError
+from service.contract.layout import IDS, WEIGHTS, EntityLayout, Slot, entity_layout
+from service.contract.schema import (
+    FIRST_ID,
+    MISSING_ID,
+    UNKNOWN_ID,
+    BucketiseEncoder,
+    CategoricalFeature,
+    Encoder,
+    Entity,
+    FeatureSchema,
+    HashEncoder,
+    IdEncoder,
+    MultiFeature,
+    NumericFeature,
+    SequenceFeature,
+    StandardiseEncoder,
+    StoredFeature,
+    VocabularyEncoder,
+)
+
+Column = Sequence[Any] | NDArray[Any]
+IdOf = Callable[[Any], int]
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedBlock:
+    """Encoded rows of one entity.
+
+    Attributes:
+        ints: (n, int_width) int32 ids.
+        floats: (n, float_width) float32 numbers.
+    """
+
+    ints: NDArray[np.int32]
+    floats: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return int(self.ints.shape[0])
+
+
+def canonical(value: Any) -> str:
+    """One spelling for a categorical value, so that 7, np.int64(7) and "7" are the same id.
+
+    Raises:
+        TypeError: Not a string, integer or boolean.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool | np.bool_):
+        return "true" if value else "false"
+    if isinstance(value, int | np.integer):
+        return str(int(value))
+    raise TypeError(type(value).__name__)
+
+
+def hash_id(value: str, encoder: HashEncoder) -> int:
+    """Row of a value under a hash encoder; the same in every process, host and release."""
+    return FIRST_ID + int(
+        xxhash.xxh64_intdigest(value.encode("utf-8", "surrogatepass"), encoder.seed) % encoder.num_buckets
+    )
+
+
+def bucket_id(value: float, encoder: BucketiseEncoder) -> int:
+    """Row of a finite number under a bucketise encoder."""
+    return FIRST_ID + int(np.searchsorted(encoder.boundaries, value, side="right"))
+
+
+def _id_function(encoder: IdEncoder) -> IdOf:
+    """Function from one raw value to its id; raises TypeError or ValueError on values of a wrong kind."""
+    if isinstance(encoder, VocabularyEncoder):
+        rows = {value: FIRST_ID + i for i, value in enumerate(encoder.values)}
+
+        def vocabulary(value: Any) -> int:
+            if value is None:
+                return MISSING_ID
+            return rows.get(value if type(value) is str else canonical(value), UNKNOWN_ID)
+
+        return vocabulary
+    if isinstance(encoder, HashEncoder):
+
+        def hashed(value: Any) -> int:
+            return MISSING_ID if value is None else hash_id(canonical(value), encoder)
+
+        return hashed
+
+    def bucketised(value: Any) -> int:
+        number = _number(value)
+        return MISSING_ID if math.isnan(number) else bucket_id(number, encoder)
+
+    return bucketised
+
+
+def _number(value: Any) -> float:
+    """A finite float, or NaN for None; refuses strings, booleans and infinities."""
+    if value is None:
+        return math.nan
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(type(value).__name__)
+    number = float(value)
+    if math.isinf(number):
+        raise ValueError(number)
+    return number
+
+
+def standardise(values: NDArray[np.float64], encoder: StandardiseEncoder) -> NDArray[np.float32]:
+    """Apply a standardise encoder; NaN (missing) becomes 0. Any shape, float64 to float32."""
+    moved = np.sign(values) * np.log1p(np.abs(values)) if encoder.transform == "log1p" else values
+    with np.errstate(over="ignore"):  # an overflow is an infinity, which the clip then bounds
+        scaled = np.clip((moved - encoder.mean) / encoder.std, -encoder.clip, encoder.clip)
+    return np.nan_to_num(scaled, nan=0.0).astype(np.float32)
+
+
+class EntityEncoder:
+    """Encodes raw columns of one entity.
+
+    Building one indexes the vocabularies; keep it for the life of the schema. Safe to share between
+    threads: it never changes after construction.
+    """
+
+    def __init__(self, schema: FeatureSchema, entity: Entity) -> None:
+        self.schema = schema
+        self.layout: EntityLayout = entity_layout(schema, entity)
+        self._features: dict[str, StoredFeature] = {f.name: f for f in schema.of_entity(entity)}
+        self._id_of: dict[str, IdOf] = {}
+        self._numeric: dict[str, StandardiseEncoder] = {}
+        for slot in self.layout.slots:
+            encoder: Encoder | None = schema.encoder(slot.encoder) if slot.encoder else None
+            if isinstance(encoder, StandardiseEncoder):
+                self._numeric[slot.encoder] = encoder
+            elif encoder is not None and slot.encoder not in self._id_of:
+                self._id_of[slot.encoder] = _id_function(encoder)
+
+    @property
+    def feature_names(self) -> frozenset[str]:
+        """Names that `encode` takes."""
+        return frozenset(self._features)
+
+    def defaults(self, num_rows: int) -> EncodedBlock:
+        """Rows of an entity that is not stored."""
+        return EncodedBlock(
+            ints=np.tile(self.layout.default_ints, (num_rows, 1)),
+            floats=np.tile(self.layout.default_floats, (num_rows, 1)),
+        )
+
+    def encode(self, columns: Mapping[str, Column], num_rows: int) -> EncodedBlock:
+        """Encode whole columns.
+
+        Args:
+            columns: By feature name; a sequence takes one list of {field: value} per row.
+            num_rows: Rows of the result; every column must have as many.
+
+        Returns:
+            A fresh block; features without a column hold their defaults.
+
+        Raises:
+            EncodeError: Unknown feature, wrong length, or a value of a wrong type.
+        """
+        block = self.defaults(num_rows)
+        for name, column in columns.items():
+            self.encode_into(block, name, column)
+        return block
+
+    def encode_into(self, block: EncodedBlock, name: str, column: Column) -> None:
+        """Overwrite one feature of every row of `block`.
+
+        Raises:
+            EncodeError: Unknown feature, wrong length, or a value of a wrong type.
+        """
+        feature = self._features.get(name)
+        if feature is None:
+            known = ", ".join(sorted(self._features)) or "none"
+            raise EncodeError(name, f"unknown {self.layout.entity} feature; known are: {known}")
+        if len(column) != len(block):
+            raise EncodeError(name, f"has {len(column)} values for {len(block)} rows")
+        match feature:
+            case CategoricalFeature():
+                self._write_ids(block, self.layout.slot(name), column)
+            case NumericFeature():
+                self._write_numeric(block, feature, column)
+            case MultiFeature():
+                self._write_multi(block, feature, column)
+            case SequenceFeature():
+                self._write_sequence(block, feature, column)
+
+    def _write_ids(self, block: EncodedBlock, slot: Slot, column: Column) -> None:
+        block.ints[:, slot.start] = self._ids(slot, column)
+
+    def _ids(self, slot: Slot, values: Column) -> list[int]:
+        id_of = self._id_of[slot.encoder]
+        plain = values.tolist() if isinstance(values, np.ndarray) else values
+        try:
+            return [id_of(value) for value in plain]
+        except (TypeError, ValueError, OverflowError):
+            raise self._explain(slot, plain) from None
+
+    def _explain(self, slot: Slot, values: Sequence[Any]) -> EncodeError:
+        """Find the value that `_ids` stumbled over."""
+        id_of = self._id_of[slot.encoder]
+        number = isinstance(self.schema.encoder(slot.encoder), BucketiseEncoder)
+        wanted = "a finite number or null" if number else "a string, an integer, true, false or null"
+        for row, value in enumerate(values):
+            try:
+                id_of(value)
+            except (TypeError, ValueError, OverflowError):
+                return EncodeError(slot.feature, f"expected {wanted}, got {_shown(value)}", row=row)
+        return EncodeError(slot.feature, f"expected {wanted}")
+
+    def _write_numeric(self, block: EncodedBlock, feature: NumericFeature, column: Column) -> None:
+        slots = self.layout.of_feature(feature.name)
+        if slots[0].block == "int":
+            self._write_ids(block, slots[0], column)
+            return
+        slot = slots[0]
+        raw = _floats(feature, column)
+        block.floats[:, slot.columns] = standardise(raw, self._numeric[slot.encoder])
+
+    def _write_multi(self, block: EncodedBlock, feature: MultiFeature, column: Column) -> None:
+        ids = self.layout.slot(feature.name, IDS)
+        block.ints[:, ids.columns] = MISSING_ID
+        weights = self.layout.slot(feature.name, WEIGHTS) if feature.num_weights else None
+        if weights is not None:
+            block.floats[:, weights.columns] = 0.0
+        for row, value in enumerate(column):
+            values, row_weights = _multi_row(feature, row, value)
+            count = min(len(values), feature.max_len)
+            if count == 0:
+                continue
+            try:
+                encoded = self._ids(ids, values[:count])
+            except EncodeError as error:
+                raise EncodeError(feature.name, error.reason, row=row) from None
+            block.ints[row, ids.start : ids.start + count] = encoded
+            if weights is not None:
+                flat = np.asarray(row_weights[:count], dtype=np.float32).reshape(-1)
+                block.floats[row, weights.start : weights.start + flat.size] = flat
+
+    def _write_sequence(self, block: EncodedBlock, feature: SequenceFeature, column: Column) -> None:
+        known = {field.name for field in feature.fields}
+        for field in feature.fields:
+            block.ints[:, self.layout.slot(feature.name, field.name).columns] = MISSING_ID
+        for row, value in enumerate(column):
+            events = _events(feature, row, value, known)[-feature.max_len :]
+            for field in feature.fields:
+                slot = self.layout.slot(feature.name, field.name)
+                try:
+                    encoded = self._ids(slot, [event.get(field.name) for event in events])
+                except EncodeError as error:
+                    raise EncodeError(
+                        feature.name, f"field '{field.name}': {error.reason}", row=row
+                    ) from None
+                block.ints[row, slot.start : slot.start + len(events)] = encoded
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _floats(feature: NumericFeature, column: Column) -> NDArray[np.float64]:
+    """Column as (n, width) float64 with NaN for missing."""
+    n, width = len(column), feature.width
+    if isinstance(column, np.ndarray) and column.dtype.kind in "fiu":
+        raw = column.astype(np.float64).reshape(n, -1) if n else np.empty((0, width))
+        if raw.shape[1] != width:
+            raise EncodeError(feature.name, f"expected {width} numbers per row, got {raw.shape[1]}")
+        if np.isinf(raw).any():
+            row = int(np.flatnonzero(np.isinf(raw).any(axis=1))[0])
+            raise EncodeError(feature.name, "expected a finite number or null, got inf", row=row)
+        return raw
+    raw = np.full((n, width), np.nan)
+    for row, value in enumerate(column):
+        numbers = value if width > 1 else (value,)
+        if numbers is None:
+            continue
+        if isinstance(numbers, str | Mapping) or not isinstance(numbers, Sequence | np.ndarray):
+            raise EncodeError(feature.name, f"expected {width} numbers, got {_shown(value)}", row=row)
+        if len(numbers) != width:
+            raise EncodeError(feature.name, f"expected {width} numbers, got {len(numbers)}", row=row)
+        try:
+            raw[row] = [_number(x) for x in numbers]
+        except (TypeError, ValueError, OverflowError):
+            raise EncodeError(
+                feature.name, f"expected a finite number or null, got {_shown(value)}", row=row
+            ) from None
+    return raw
+
+
+def _multi_row(feature: MultiFeature, row: int, value: Any) -> tuple[list[Any], list[Any]]:
+    """Ids and weights of one row: a list of ids, or {"ids": [...], "weights": [...]}; None is empty."""
+    if value is None:
+        return [], []
+    weights: Any = None
+    if isinstance(value, Mapping):
+        if set(value) - {"ids", "weights"} or "ids" not in value:
+            raise EncodeError(
+                feature.name, f"expected keys 'ids' and 'weights', got {sorted(value)}", row=row
+            )
+        value, weights = value["ids"], value.get("weights")
+    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
+        raise EncodeError(feature.name, f"expected a list of ids, got {_shown(value)}", row=row)
+    ids = list(value)
+    if not feature.num_weights:
+        if weights is not None:
+            raise EncodeError(feature.name, "takes no weights", row=row)
+        return ids, []
+    if weights is None:
+        return ids, [[1.0] * feature.num_weights] * len(ids)
+    return ids, _weights(feature, row, weights, len(ids))
+
+
+def _weights(feature: MultiFeature, row: int, weights: Any, num_ids: int) -> list[list[float]]:
+    """Weights of one row as (num_ids, num_weights); a flat list is taken where num_weights is 1."""
+    reason = f"expected {num_ids} x {feature.num_weights} finite weights, got {_shown(weights)}"
+    if isinstance(weights, str | Mapping) or not isinstance(weights, Sequence | np.ndarray):
+        raise EncodeError(feature.name, reason, row=row)
+    try:
+        rows = [w if isinstance(w, Sequence | np.ndarray) else [w] for w in weights]
+        checked = [[_number(x) for x in w] for w in rows]
+    except (TypeError, ValueError, OverflowError):
+        raise EncodeError(feature.name, reason, row=row) from None
+    ok = all(len(w) == feature.num_weights and all(abs(x) <= FLOAT32_MAX for x in w) for w in checked)
+    if len(checked) != num_ids or not ok:
+        raise EncodeError(feature.name, reason, row=row)
+    return checked
+
+
+def _events(feature: SequenceFeature, row: int, value: Any, known: set[str]) -> list[Mapping[str, Any]]:
+    """Events of one row, oldest first; None is an empty history."""
+    if value is None:
+        return []
+    if isinstance(value, str | Mapping) or not isinstance(value, Sequence | np.ndarray):
+        raise EncodeError(feature.name, f"expected a list of events, got {_shown(value)}", row=row)
+    for event in value:
+        if not isinstance(event, Mapping):
+            raise EncodeError(feature.name, f"expected events as objects, got {_shown(event)}", row=row)
+        if extra := set(event) - known:
+            raise EncodeError(
+                feature.name, f"unknown event field {sorted(extra)}; known are {sorted(known)}", row=row
+            )
+    return list(value)
+
+
+__all__ = [
+    "Column",
+    "EncodedBlock",
+    "EntityEncoder",
+    "bucket_id",
+    "canonical",
+    "hash_id",
+    "standardise",
+]

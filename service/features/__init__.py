@@ -1,0 +1,1 @@
+"""Feature sources: where encoded user and item rows come from."""

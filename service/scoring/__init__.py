@@ -1,0 +1,1 @@
+"""The life of one request: admission, features, graph, reply."""

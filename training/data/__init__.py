@@ -1,0 +1,1 @@
+"""Data sets: generators, preparation, and the loaders that feed training."""

@@ -1,0 +1,1 @@
+"""Domain-aware click models, one file per method, over shared building blocks."""
