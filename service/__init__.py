@@ -1,1 +1,1 @@
-"""Online click-through scoring: opens bundles, joins features, serves calibrated probabilities. Never imports torch."""
+"""Online click-through scoring: bundles in, features joined, calibrated probabilities out. No torch."""

@@ -51,8 +51,8 @@ def sigmoid(logit: Floats) -> Floats:
 
 def zipf_shares(count: int, exponent: float) -> Floats:
     """Return shares proportional to rank^-exponent: (count,) float64, falling, summing to 1."""
-    weights = np.arange(1, count + 1, dtype=np.float64) ** -exponent
-    return weights / weights.sum()
+    weights: Floats = np.arange(1, count + 1, dtype=np.float64) ** -exponent
+    return weights / float(weights.sum())
 
 
 def split_rows(num_rows: int, *, num_head: int, exponent: float, num_tail: int, tail_rows: int) -> Ints:
@@ -136,8 +136,8 @@ def draw_structure(
 class Users:
     """Users: `taste` and the taste they drift to, `later_taste` (None without drift), (U, L) float32.
 
-    `bias` (U,) float32 logits; `cdf` (U,) float64 cumulative share of activity; `activity` (U,) float32, log of
-    that share relative to the mean; `age_band`, `country` (U,) int64 codes, each with a taste of its own.
+    `bias` (U,) float32 logits; `cdf` (U,) float64 cumulative share of activity; `activity` (U,) float32, log
+    of that share relative to the mean; `age_band`, `country` (U,) int64 codes, each with a taste of its own.
     """
 
     taste: Floats32
@@ -377,7 +377,7 @@ class ReachableSums:
         self._loss += float(np.sum(np.logaddexp(0.0, logit) - label * logit))
 
     def value(self) -> dict[str, float | int | None]:
-        """Figures by name; `domain_auc` weighs domains by rows; None where a class or all rows are missing."""
+        """Figures by name; `domain_auc` weighs domains by rows; None where a class is missing."""
         sizes = self._counts.sum(axis=(1, 2))
         aucs = [_binned_auc(counts) for counts in self._counts]
         known = [(int(size), value) for size, value in zip(sizes, aucs, strict=True) if value is not None]
