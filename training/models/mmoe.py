@@ -1,0 +1,81 @@
+"""MMoE: shared experts mixed by a softmax gate, read by a tower.
+
+Source: Ma et al., "Modeling Task Relationships in Multi-task Learning with Multi-gate
+Mixture-of-Experts", KDD 2018, eq. 6-8, with domains (or groups of them) in the place of tasks. We
+differ in adding a linear term over the inputs and a bias per domain to the logit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from training.models.base import Ranker, Sides, at_rows
+from training.models.layers import Activation, StackedExperts, StackedLinear, TwoSidedLinear
+
+
+class Mmoe(Ranker):
+    """Experts, gates and towers.
+
+    Args:
+        request_width: P, width of the request side.
+        row_width: Q, width of the row side.
+        tower_of_domain: (D + 1,) tower that serves each domain; the last entry serves unknown domains.
+        num_experts: E.
+        expert_widths: Hidden widths of each expert.
+        tower_widths: Hidden widths of each tower before its output.
+        dropout: Drop rate after each hidden layer.
+        batch_norm: Whether hidden layers of the experts are normalised.
+    """
+
+    def __init__(
+        self,
+        *,
+        request_width: int,
+        row_width: int,
+        tower_of_domain: Sequence[int],
+        num_experts: int,
+        expert_widths: Sequence[int],
+        tower_widths: Sequence[int],
+        dropout: float,
+        batch_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.num_experts = num_experts
+        self.num_towers = max(tower_of_domain) + 1
+        self.register_buffer("tower_of_domain", torch.tensor(tower_of_domain), persistent=True)
+        self.experts = StackedExperts(
+            request_width,
+            row_width,
+            expert_widths,
+            num_experts=num_experts,
+            dropout=dropout,
+            batch_norm=batch_norm,
+        )
+        self.gates = TwoSidedLinear(request_width, row_width, self.num_towers * num_experts)
+        widths = [expert_widths[-1], *tower_widths]
+        self.towers = nn.ModuleList(StackedLinear(self.num_towers, a, b) for a, b in pairwise(widths))
+        self.activation = Activation(1, batch_norm=False, dropout=dropout)
+        self.out = StackedLinear(self.num_towers, widths[-1], 1)
+        self.linear = TwoSidedLinear(request_width, row_width, 1)
+        self.domain_bias = nn.Embedding(len(tower_of_domain), 1)
+        nn.init.zeros_(self.domain_bias.weight)
+
+    def forward(self, sides: Sides) -> Tensor:
+        """Logits (N,) float32."""
+        N, K, E = sides.row.shape[0], self.num_towers, self.num_experts
+        experts = self.experts(sides)  # (N, E, H)
+        gates = torch.softmax(self.gates(sides).reshape(-1, K, E), dim=-1)
+        x = torch.matmul(gates, experts)  # (N, K, H)
+        for tower in self.towers:
+            x = self.activation(tower(x))
+        logits = self.out(x).squeeze(-1)  # (N, K)
+        if K > 1:
+            tower_index = at_rows(self.get_buffer("tower_of_domain")[sides.domain], sides.request_index)
+            logits = torch.gather(logits, 1, tower_index.reshape(N, 1))
+        bias = at_rows(self.domain_bias(sides.domain), sides.request_index)
+        out: Tensor = logits + bias + self.linear(sides)
+        return out.squeeze(-1)
