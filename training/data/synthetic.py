@@ -1,7 +1,7 @@
 """Seeded synthetic multi-domain click log with a known truth.
 
-`generate` reads nothing and writes one folder: `interactions.parquet` (the log in time order), `users.parquet`,
-`items.parquet`, `truth.json` (planted groups, reachable figures) and `dataset.yaml` (what the loader reads).
+`generate` reads nothing and writes a folder: `interactions.parquet` (the log in time order), `users.parquet`,
+`items.parquet`, `truth.json` (planted groups, reachable figures), `dataset.yaml` (for the loader).
 
 Invariants: a label is drawn with exactly the `true_probability` of its row; equal configs give equal content;
 memory does not grow with `num_rows`; `dataset.yaml` is written last, so a folder that holds it is complete.
@@ -12,14 +12,13 @@ Letters: D domains, G groups, L latents, A attributes, H history length, n rows.
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from training.data import synthetic_truth as truth
@@ -33,9 +32,36 @@ SPLITS = ("train", "valid", "test")
 AGE_BANDS = ("under_18", "18_24", "25_34", "35_49", "50_64", "over_64")
 COUNTRIES = ("br", "de", "fr", "in", "jp", "ng", "uk", "us")
 
-_MAX_INTERESTS = 5
-_HISTORY_CANDIDATES = 6
-_CHUNK_CANDIDATES = 250_000
+MAX_INTERESTS = 5
+DATASET_YAML = """\
+name: synthetic
+interactions: interactions.parquet
+users: {file: users.parquet, key: user_id}
+items: {file: items.parquet, key: item_id}
+columns: {user: user_id, item: item_id, domain: domain, label: label, time: {column: time_ms, unit: ms},
+          split: split, true_probability: true_probability}
+outcomes: [dwell_ms]
+features:
+  - {name: user_id, entity: user, kind: categorical, encoder: {type: vocabulary, min_count: 2}}
+  - {name: age_band, entity: user, kind: categorical, encoder: {type: vocabulary}}
+  - {name: country, entity: user, kind: categorical, encoder: {type: vocabulary}}
+  - {name: activity, entity: user, kind: numeric, encoder: {type: standardise}}
+  - {name: interests, entity: user, kind: multi, max_len: 5, weights: interest_weights,
+     encoder: {type: vocabulary}}
+  - {name: history, entity: user, kind: sequence, max_len: HISTORY_LENGTH, fields: [
+     {name: item, column: history_items, encoder: item_id},
+     {name: domain, column: history_domains, encoder: {type: vocabulary}}]}
+  - {name: item_id, entity: item, kind: categorical, encoder: {type: vocabulary, min_count: 2}}
+  - {name: brand, entity: item, kind: categorical, encoder: {type: vocabulary}}
+  - {name: attributes, entity: item, kind: multi, max_len: 4, encoder: {type: vocabulary}}
+  - {name: price, entity: item, kind: numeric, encoder: {type: standardise}}
+  - {name: age_days, entity: item, kind: numeric, encoder: {type: bucketise}}
+  - {name: hour, entity: context, kind: categorical, encoder: {type: vocabulary}}
+  - {name: device, entity: context, kind: categorical, encoder: {type: vocabulary}}
+statistics: []
+"""
+
+_HISTORY_CANDIDATES, _CHUNK_CANDIDATES = 6, 250_000
 _HOURLY = 1.0 + 0.7 * np.cos((np.arange(24) - 20) * 2 * np.pi / 24)
 _HOUR_CDF = np.concatenate([[0.0], np.cumsum(_HOURLY / _HOURLY.sum())])
 
@@ -45,31 +71,33 @@ class SyntheticConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    seed: int = Field(7, ge=0, description="Seed of every draw.")
-    num_domains: int = Field(60, ge=2, le=2000, description="Domains, tail domains included.")
-    num_groups: int = Field(6, ge=1, le=64, description="Groups of domains with one preference structure.")
-    opposite_pairs: int = Field(2, ge=0, le=32, description="Pairs of groups that harm each other.")
-    num_users: int = Field(5_000, ge=10, le=10_000_000, description="Users.")
-    num_items: int = Field(3_000, ge=10, le=10_000_000, description="Items.")
-    num_rows: int = Field(250_000, ge=1_000, le=500_000_000, description="Rows (exposures) of the log.")
-    days: int = Field(14, ge=3, le=366, description="Days of the log: the last is test, the one before valid.")
-    domain_zipf: float = Field(1.0, ge=0, le=3, description="Zipf exponent of rows per non-tail domain.")
-    item_zipf: float = Field(0.8, ge=0, le=3, description="Zipf exponent of item popularity.")
-    user_zipf: float = Field(0.6, ge=0, le=3, description="Zipf exponent of user activity.")
-    num_tail_domains: int = Field(6, ge=0, le=1999, description="Domains held at `tail_rows` rows each.")
-    tail_rows: int = Field(150, ge=1, description="Rows of each tail domain over the whole log.")
-    extra_domains: float = Field(0.8, ge=0, le=5, description="Mean domains of an item beside its home.")
-    num_attributes: int = Field(40, ge=4, le=10_000, description="Distinct item attributes.")
-    num_latents: int = Field(8, ge=2, le=64, description="Latent dimensions of taste.")
-    history_length: int = Field(20, ge=1, le=500, description="Most clicks in a history before the log.")
-    base_click_rate: float = Field(0.25, gt=0, lt=1, description="Row-weighted middle of base click rates.")
-    base_rate_spread: float = Field(0.5, ge=0, le=3, description="Spread of domain base rates, in logits.")
-    signal: float = Field(1.25, ge=0, le=10, description="Spread of personal preference, in logits.")
-    common: float = Field(0.15, ge=0, le=1, description="Share of preference that all groups have in common.")
-    noise: float = Field(0.2, ge=0, le=5, description="A domain's own deviation from its group, relative.")
-    drift: float = Field(0.0, ge=0, le=10, description="How far tastes and item quality move; 0 is off.")
-    missing_ratio: float = Field(0.1, ge=0, lt=1, description="Share of missing activity and price values.")
-    row_group_rows: int = Field(65_536, ge=256, le=4_194_304, description="Most rows of a row group.")
+    seed: int = Field(default=7, ge=0, description="Seed of every draw.")
+    num_domains: int = Field(default=60, ge=2, le=2000, description="Domains, tail domains included.")
+    num_groups: int = Field(default=6, ge=1, le=64, description="Groups that share a preference structure.")
+    opposite_pairs: int = Field(default=2, ge=0, le=32, description="Pairs of groups that harm each other.")
+    num_users: int = Field(default=5_000, ge=10, le=10_000_000, description="Users.")
+    num_items: int = Field(default=3_000, ge=10, le=10_000_000, description="Items.")
+    num_rows: int = Field(default=250_000, ge=1_000, le=500_000_000, description="Rows of the log.")
+    days: int = Field(default=14, ge=3, le=366, description="The last day is test, the one before valid.")
+    domain_zipf: float = Field(default=1.0, ge=0, le=3, description="Zipf exponent of rows per domain.")
+    item_zipf: float = Field(default=0.8, ge=0, le=3, description="Zipf exponent of item popularity.")
+    user_zipf: float = Field(default=0.6, ge=0, le=3, description="Zipf exponent of user activity.")
+    num_tail_domains: int = Field(default=6, ge=0, le=1999, description="Domains of `tail_rows` rows each.")
+    tail_rows: int = Field(default=150, ge=1, description="Rows of each tail domain over the whole log.")
+    extra_domains: float = Field(default=0.8, ge=0, le=5, description="Mean domains beside an item's home.")
+    num_attributes: int = Field(default=40, ge=4, le=10_000, description="Distinct item attributes.")
+    num_latents: int = Field(default=8, ge=2, le=64, description="Latent dimensions of taste.")
+    history_length: int = Field(default=20, ge=1, le=500, description="Most clicks in a user's history.")
+    base_click_rate: float = Field(
+        default=0.25, gt=0, lt=1, description="Middle of the domains' click rates."
+    )
+    base_rate_spread: float = Field(default=0.5, ge=0, le=3, description="Spread of click rates, in logits.")
+    signal: float = Field(default=1.25, ge=0, le=10, description="Spread of personal preference, in logits.")
+    common: float = Field(default=0.15, ge=0, le=1, description="Share of preference common to groups.")
+    noise: float = Field(default=0.2, ge=0, le=5, description="A domain's deviation from its group.")
+    drift: float = Field(default=0.0, ge=0, le=10, description="How far taste and quality move; 0 off.")
+    missing_ratio: float = Field(default=0.1, ge=0, lt=1, description="Share of missing numeric values.")
+    row_group_rows: int = Field(default=65_536, ge=256, le=4_194_304, description="Most rows of a row group.")
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -86,29 +114,28 @@ class SyntheticConfig(BaseModel):
         if self.num_latents < needed:
             formula = "1 + num_groups - opposite_pairs"
             raise ValueError(f"num_latents is {self.num_latents}; at least {formula} = {needed} needed")
-        head = self.domain_rows()[: self.num_domains - self.num_tail_domains]
         least = self.tail_rows if self.num_tail_domains else 1
+        head = self.domain_rows()[: self.num_domains - self.num_tail_domains]
         if head.min() < least:
             raise ValueError(
-                f"num_rows is {self.num_rows}; too few: the smallest of the {len(head)} domains that are not "
-                f"tail domains would get {max(0, int(head.min()))} rows, at least {least} needed"
+                f"num_rows is {self.num_rows}: too few, the smallest domain beside the tail domains would get "
+                f"{max(0, int(head.min()))} rows and needs at least {least}"
             )
         return self
 
     def domain_rows(self) -> Ints:
         """Rows of each domain in the whole log: (D,) int64, largest first, tail domains last."""
+        head, tail = self.num_domains - self.num_tail_domains, self.num_tail_domains
         return truth.split_rows(
-            self.num_rows,
-            num_head=self.num_domains - self.num_tail_domains,
-            exponent=self.domain_zipf,
-            num_tail=self.num_tail_domains,
-            tail_rows=self.tail_rows,
+            self.num_rows, head, tail, exponent=self.domain_zipf, tail_rows=self.tail_rows
         )
 
 
-SMALL_SIZES = {"num_domains": 20, "num_groups": 4, "opposite_pairs": 1, "num_users": 1_000, "num_items": 600}
-SMALL_ROWS = {"num_rows": 20_000, "days": 8, "num_tail_domains": 3, "tail_rows": 60, "num_attributes": 24}
-PRESETS = {"small": SyntheticConfig(**SMALL_SIZES, **SMALL_ROWS), "demo": SyntheticConfig()}
+PRESETS = {
+    "small": SyntheticConfig(num_domains=20, num_groups=4, opposite_pairs=1, num_users=1_000, num_items=600,
+                             num_rows=20_000, days=8, num_tail_domains=3, tail_rows=60, num_attributes=24),
+    "demo": SyntheticConfig(),
+}  # fmt: skip
 """`small` for tests, `demo` for the five-minute run."""
 
 
@@ -117,11 +144,7 @@ class SyntheticSummary:
     """What `generate` wrote; `best` holds the figures of the true probability on the test rows."""
 
     folder: Path
-    num_domains: int
-    num_groups: int
-    num_users: int
-    num_items: int
-    num_rows: int
+    config: SyntheticConfig
     num_row_groups: int
     rows_per_split: dict[str, int]
     click_rate: float
@@ -130,10 +153,7 @@ class SyntheticSummary:
 
 @dataclass(frozen=True, eq=False)
 class LogChunk:
-    """n rows of one day, in time order.
-
-    `split` indexes `SPLITS`; `time_ms`, `label` (0/1), `dwell_ms` (n,) int64; `probability` (n,) float64.
-    """
+    """n rows of one day in time order: (n,) int64, `probability` float64; `split` indexes `SPLITS`."""
 
     split: int
     rows: Exposures
@@ -159,78 +179,53 @@ def generate(
     out_dir.mkdir(parents=True, exist_ok=True)
     (out_dir / "dataset.yaml").unlink(missing_ok=True)
     history_rng, item_rng, log_rng = _streams(config.seed)[5:]
-    world = build_world(config)
-    names = _Names.of(config)
-    _write(out_dir / "items.parquet", _item_tables(config, world, names, item_rng))
-    _write(out_dir / "users.parquet", _user_tables(config, world, names, history_rng))
-
-    tally = _Tally(world)
+    plan = _plan(config)
+    tally = _Tally(plan)
+    _write(out_dir / "items.parquet", _item_tables(plan, item_rng))
+    _write(out_dir / "users.parquet", _user_tables(plan, history_rng))
 
     def tables() -> Iterator[pa.Table]:
-        for chunk in log_chunks(config, world, log_rng):
-            yield _log_table(chunk, names)
+        for chunk in log_chunks(config, plan.world, log_rng):
+            yield _log_table(plan, chunk)
             tally.add(chunk)
             if progress is not None:
                 progress(int(tally.rows.sum()), config.num_rows)
 
-    num_row_groups = _write(out_dir / "interactions.parquet", tables())
-    described = {"config": config.model_dump(), **tally.describe(names.domains.to_pylist())}
-    (out_dir / "truth.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
-    (out_dir / "dataset.yaml").write_text(dataset_yaml(config), encoding="utf-8")
-    return SyntheticSummary(
-        folder=out_dir,
-        num_domains=config.num_domains,
-        num_groups=config.num_groups,
-        num_users=config.num_users,
-        num_items=config.num_items,
-        num_rows=config.num_rows,
-        num_row_groups=num_row_groups,
-        rows_per_split=dict(zip(SPLITS, tally.rows.sum(axis=0).tolist(), strict=True)),
-        click_rate=float(tally.clicks.sum() / config.num_rows),
-        best=tally.best.value(),
-    )
+    log_file = out_dir / "interactions.parquet"
+    _write(log_file, tables())
+    described = json.dumps(tally.describe(), indent=1)
+    (out_dir / "truth.json").write_text(described + "\n", encoding="utf-8")
+    description = DATASET_YAML.replace("HISTORY_LENGTH", str(config.history_length))
+    (out_dir / "dataset.yaml").write_text(description, encoding="utf-8")
+    num_row_groups = pq.read_metadata(log_file).num_row_groups
+    rows_per_split = dict(zip(SPLITS, tally.rows.sum(axis=0).tolist(), strict=True))
+    click_rate = int(tally.clicks.sum()) / config.num_rows
+    best = tally.sums["best"].value()
+    return SyntheticSummary(out_dir, config, num_row_groups, rows_per_split, click_rate, best)
 
 
 def build_world(config: SyntheticConfig) -> World:
     """Draw the planted truth; the same world that `generate` writes from."""
     structure_rng, user_rng, item_rng, catalogue_rng, drift_rng = _streams(config.seed)[:5]
-    structure = truth.draw_structure(
-        structure_rng,
-        config.domain_rows(),
-        num_groups=config.num_groups,
-        opposite_pairs=config.opposite_pairs,
-        num_latents=config.num_latents,
-        common=config.common,
-        noise=config.noise,
-        base_click_rate=config.base_click_rate,
-        base_rate_spread=config.base_rate_spread,
-    )
-    size = {"num_latents": config.num_latents}
-    drifts = config.drift > 0
-    users = truth.draw_users(
-        user_rng, drift_rng, count=config.num_users, zipf=config.user_zipf, drifts=drifts, **size
-    )
-    items = truth.draw_items(
-        item_rng,
-        drift_rng,
-        count=config.num_items,
-        num_attributes=config.num_attributes,
-        zipf=config.item_zipf,
-        drifts=drifts,
-        **size,
-    )
-    catalogue = truth.draw_catalogue(
-        catalogue_rng, rows=structure.rows, popularity=items.popularity, extra=config.extra_domains
-    )
-    intercept = np.zeros(config.num_domains)
-    world = World(structure, users, items, catalogue, intercept, config.signal, config.drift)
+    planted = {"num_groups", "opposite_pairs", "num_latents", "common", "noise"}
+    fields = config.model_dump(include=planted | {"base_click_rate", "base_rate_spread"})
+    structure = truth.draw_structure(structure_rng, config.domain_rows(), **fields)
+    drifting = drift_rng if config.drift > 0 else None
+    latents = config.num_latents
+    users = truth.draw_users(user_rng, drifting, config.num_users, num_latents=latents, zipf=config.user_zipf)
+    fields = {"num_attributes": config.num_attributes, "num_latents": latents, "zipf": config.item_zipf}
+    items = truth.draw_items(item_rng, drifting, config.num_items, **fields)
+    extra = config.extra_domains
+    catalogue = truth.draw_catalogue(catalogue_rng, structure.rows, items.popularity, extra=extra)
+    no_shift = np.zeros(config.num_domains)
+    world = World(structure, users, items, catalogue, no_shift, config.signal, config.drift)
     return replace(world, intercept=world.solve_intercepts(catalogue_rng))
 
 
 def log_chunks(config: SyntheticConfig, world: World, rng: np.random.Generator) -> Iterator[LogChunk]:
     """Yield the log in time order, at most `row_group_rows` rows of one day at a time.
 
-    Domains are dealt without replacement from the fixed number of rows of each, so the totals come out exactly.
+    Domains are dealt without replacement from each one's fixed number of rows: the totals come out exactly.
     """
     left = world.structure.rows.copy()
     bounds = np.linspace(0, config.num_rows, config.days + 1).astype(np.int64)
@@ -252,40 +247,174 @@ def log_chunks(config: SyntheticConfig, world: World, rng: np.random.Generator) 
             yield LogChunk(split, rows, LOG_START_MS + day * DAY_MS + moment, probability, label, dwell)
 
 
-def dataset_yaml(config: SyntheticConfig) -> str:
-    """Describe the folder for the loader: files, columns, outcomes that no model may read, features."""
-    vocabulary = {"type": "vocabulary"}
-    ids = {"type": "vocabulary", "min_count": 2}
-    fields = [
-        {"name": "item", "column": "history_items", "encoder": "item_id"},
-        {"name": "domain", "column": "history_domains", "encoder": vocabulary},
-    ]
-    weighted = {"max_len": _MAX_INTERESTS, "weights": "interest_weights"}
-    features = [
-        _feature("user_id", "user", "categorical", encoder=ids),
-        _feature("age_band", "user", "categorical", encoder=vocabulary),
-        _feature("country", "user", "categorical", encoder=vocabulary),
-        _feature("activity", "user", "numeric", encoder={"type": "standardise"}),
-        _feature("interests", "user", "multi", **weighted, encoder=vocabulary),
-        _feature("history", "user", "sequence", max_len=config.history_length, fields=fields),
-        _feature("item_id", "item", "categorical", encoder=ids),
-        _feature("brand", "item", "categorical", encoder=vocabulary),
-        _feature("attributes", "item", "multi", max_len=truth.MAX_ATTRIBUTES, encoder=vocabulary),
-        _feature("price", "item", "numeric", encoder={"type": "standardise"}),
-        _feature("age_days", "item", "numeric", encoder={"type": "bucketise"}),
-        _feature("hour", "context", "categorical", encoder=vocabulary),
-        _feature("device", "context", "categorical", encoder=vocabulary),
-    ]
-    columns = {"user": "user_id", "item": "item_id", "domain": "domain", "label": "label"}
-    columns |= {"time": {"column": "time_ms", "unit": "ms"}, "split": "split"}
-    described = {
-        "name": "synthetic",
-        "interactions": "interactions.parquet",
-        "users": {"file": "users.parquet", "key": "user_id"},
-        "items": {"file": "items.parquet", "key": "item_id"},
-        "columns": columns | {"true_probability": "true_probability"},
-        "outcomes": ["dwell_ms"],
-        "features": features,
-        "statistics": [],
-    }
-    return yaml.dump(described, Dumper=_NoAliases, sort_keys=False, default_flow_style=None, width=110)
+def _streams(seed: int) -> list[np.random.Generator]:
+    """Independent generators: structure, users, items, catalogue, drift, histories, missing values, log."""
+    return [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(8)]
+
+
+class _Plan(NamedTuple):
+    """What every table is made from; the last four are Arrow string arrays from code to name."""
+
+    config: SyntheticConfig
+    world: World
+    domains: pa.Array
+    users: pa.Array
+    items: pa.Array
+    attributes: pa.Array
+
+
+def _plan(config: SyntheticConfig) -> _Plan:
+    digits = max(2, len(str(config.num_domains - 1)))
+    domains = pa.array([f"d{index:0{digits}d}" for index in range(config.num_domains)])
+    users, items = _numbered("u", config.num_users), _numbered("i", config.num_items)
+    return _Plan(config, build_world(config), domains, users, items, _numbered("a", config.num_attributes))
+
+
+def _numbered(prefix: str, count: int) -> pa.Array:
+    return pa.array([f"{prefix}{index}" for index in range(count)])
+
+
+def _lists(values: pa.Array, lengths: Ints) -> pa.ListArray:
+    """Cut values, in order, into lists of the lengths (n,)."""
+    return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()), values)
+
+
+def _write(path: Path, tables: Iterator[pa.Table]) -> None:
+    """Write tables as one row group each."""
+    first = next(tables)
+    with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
+        for table in chain([first], tables):
+            writer.write_table(table, row_group_size=table.num_rows)
+
+
+def _item_tables(plan: _Plan, rng: np.random.Generator) -> Iterator[pa.Table]:
+    """Item features; `domains` lists every domain that shows the item, in order, its home among them."""
+    items, catalogue = plan.world.items, plan.world.catalogue
+    domain = np.repeat(np.arange(len(plan.domains)), np.diff(catalogue.starts))
+    domain = domain[np.argsort(catalogue.members, kind="stable")]
+    brands = _numbered("b", int(items.brand.max()) + 1)
+    held = items.attributes >= 0
+    yield pa.table(
+        {
+            "item_id": plan.items,
+            "home_domain": plan.domains.take(pa.array(catalogue.home)),
+            "domains": _lists(plan.domains.take(pa.array(domain)), np.bincount(catalogue.members)),
+            "brand": brands.take(pa.array(items.brand)),
+            "attributes": _lists(plan.attributes.take(pa.array(items.attributes[held])), held.sum(axis=1)),
+            "price": pa.array(items.price, mask=rng.random(len(plan.items)) < plan.config.missing_ratio),
+            "age_days": items.age_days,
+        }
+    )
+
+
+def _user_tables(plan: _Plan, rng: np.random.Generator) -> Iterator[pa.Table]:
+    """User features and histories, oldest click first; interests are the attributes nearest to own taste."""
+    config, users, length = plan.config, plan.world.users, plan.config.history_length
+    step = max(1, _CHUNK_CANDIDATES // (length * _HISTORY_CANDIDATES))
+    for start in range(0, config.num_users, step):
+        user = np.arange(start, min(start + step, config.num_users))
+        liking = (users.taste[user] - truth.SHARED_TASTE) @ plan.world.items.embedding.T
+        ranked = np.argsort(-liking, axis=1, kind="stable")[:, :MAX_INTERESTS]
+        weights = np.maximum(0.01, np.round(np.take_along_axis(liking, ranked, axis=1), 2))
+        num_listed = np.minimum(ranked.shape[1], rng.integers(0, MAX_INTERESTS + 1, len(user)))
+        listed = np.arange(ranked.shape[1]) < num_listed[:, None]
+
+        clicked, shown_in = _history(plan.world, user, length, rng)
+        age_ms = np.sort(rng.integers(1, HISTORY_SPAN_MS, (len(user), length)), axis=1)[:, ::-1]
+        wanted = rng.exponential(length * np.exp(0.5 * users.activity[user]))
+        num_held = np.minimum(length, wanted).astype(np.int64)
+        held = np.arange(length) >= length - num_held[:, None]
+        yield pa.table(
+            {
+                "user_id": plan.users.slice(start, len(user)),
+                "age_band": pa.array(AGE_BANDS).take(pa.array(users.age_band[user])),
+                "country": pa.array(COUNTRIES).take(pa.array(users.country[user])),
+                "activity": pa.array(users.activity[user], mask=rng.random(len(user)) < config.missing_ratio),
+                "interests": _lists(plan.attributes.take(pa.array(ranked[listed])), num_listed),
+                "interest_weights": _lists(pa.array(weights[listed]), num_listed),
+                "history_items": _lists(plan.items.take(pa.array(clicked[held])), num_held),
+                "history_domains": _lists(plan.domains.take(pa.array(shown_in[held])), num_held),
+                "history_time_ms": _lists(pa.array(LOG_START_MS - age_ms[held]), num_held),
+            }
+        )
+
+
+def _history(world: World, user: Ints, length: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
+    """Draw H clicks for each of n users at the log's start: items and their domains, each (n, H) int64.
+
+    A click is one of six exposures, chosen in proportion to its click probability (importance resampling):
+    close to the law of clicked exposures, at a fixed cost.
+    """
+    shape = (len(user), length, _HISTORY_CANDIDATES)
+    count = int(np.prod(shape))
+    cdf = np.cumsum(world.structure.rows) / world.structure.rows.sum()
+    domain = np.searchsorted(cdf, rng.random(count), side="right")
+    drawn = world.draw(rng, domain, rng.integers(0, 24, count), 0.0)
+    rows = replace(drawn, user=np.repeat(user, length * _HISTORY_CANDIDATES))
+    mass = np.cumsum(truth.sigmoid(world.logits(rows)).reshape(shape), axis=2)
+    chosen = (mass < rng.random(shape[:2])[:, :, None] * mass[:, :, -1:]).sum(axis=2)[:, :, None]
+    item = np.take_along_axis(rows.item.reshape(shape), chosen, axis=2)[:, :, 0]
+    return item, np.take_along_axis(domain.reshape(shape), chosen, axis=2)[:, :, 0]
+
+
+def _log_table(plan: _Plan, chunk: LogChunk) -> pa.Table:
+    rows = chunk.rows
+    return pa.table(
+        {
+            "user_id": plan.users.take(pa.array(rows.user)),
+            "item_id": plan.items.take(pa.array(rows.item)),
+            "domain": plan.domains.take(pa.array(rows.domain)),
+            "time_ms": chunk.time_ms,
+            "hour": pa.array(rows.hour, pa.int8()),
+            "device": pa.array(truth.DEVICES).take(pa.array(rows.device)),
+            "label": pa.array(chunk.label, pa.int8()),
+            "split": pa.repeat(SPLITS[chunk.split], len(rows.user)),
+            "dwell_ms": chunk.dwell_ms,
+            "true_probability": chunk.probability,
+        }
+    )
+
+
+class _Tally:
+    """Running counts of the log, (D, 3) by domain and split, and reachable figures of the test rows."""
+
+    def __init__(self, plan: _Plan) -> None:
+        self._plan = plan
+        structure, shape = plan.world.structure, (len(plan.domains), len(SPLITS))
+        self.rows, self.clicks, self.expected = np.zeros(shape, int), np.zeros(shape, int), np.zeros(shape)
+        by_group = structure.group_weights[structure.group]
+        self._weights = {"best": structure.weights, "group": by_group, "pooled": structure.pooled_weights()}
+        self.sums = {name: truth.ReachableSums(len(plan.domains)) for name in self._weights}
+
+    def add(self, chunk: LogChunk) -> None:
+        domain, count = chunk.rows.domain, len(self.rows)
+        self.rows[:, chunk.split] += np.bincount(domain, minlength=count)
+        self.clicks[:, chunk.split] += np.bincount(domain[chunk.label == 1], minlength=count)
+        self.expected[:, chunk.split] += np.bincount(domain, weights=chunk.probability, minlength=count)
+        if SPLITS[chunk.split] == "test":
+            for name, weights in self._weights.items():
+                self.sums[name].add(domain, chunk.label, self._plan.world.logits(chunk.rows, weights))
+
+    def describe(self) -> dict[str, Any]:
+        """Everything planted, and the figures on the test rows of three scorers."""
+        config, structure = self._plan.config, self._plan.world.structure
+        counts = {"rows": self.rows, "clicks": self.clicks, "expected_clicks": self.expected}
+        domains = {
+            name: {
+                "group": int(structure.group[index]),
+                "tail": index >= config.num_domains - config.num_tail_domains,
+                "base_rate": float(structure.base_rate[index]),
+                **{
+                    key: dict(zip(SPLITS, count[index].tolist(), strict=True))
+                    for key, count in counts.items()
+                },
+            }
+            for index, name in enumerate(self._plan.domains.to_pylist())
+        }
+        return {
+            "config": config.model_dump(),
+            "domains": domains,
+            "opposite_group": [int(group) if group >= 0 else None for group in structure.opposite],
+            "group_similarity": structure.similarity().round(6).tolist(),
+            "reachable_on_test": {name: sums.value() for name, sums in self.sums.items()},
+        }

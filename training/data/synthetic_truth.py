@@ -55,7 +55,7 @@ def zipf_shares(count: int, exponent: float) -> Floats:
     return weights / float(weights.sum())
 
 
-def split_rows(num_rows: int, *, num_head: int, exponent: float, num_tail: int, tail_rows: int) -> Ints:
+def split_rows(num_rows: int, num_head: int, num_tail: int, *, exponent: float, tail_rows: int) -> Ints:
     """Divide rows: Zipf shares for the head domains, then `tail_rows` each for the tail domains.
 
     Returns:
@@ -151,12 +151,11 @@ class Users:
 
 def draw_users(
     rng: np.random.Generator,
-    drift_rng: np.random.Generator,
-    *,
+    drift_rng: np.random.Generator | None,
     count: int,
+    *,
     num_latents: int,
     zipf: float,
-    drifts: bool,
 ) -> Users:
     """Draw users; taste has unit mean square: 1/4 shared by all, 1/4 by age band and country, 1/2 own."""
     shares = rng.permutation(zipf_shares(count, zipf))
@@ -173,7 +172,7 @@ def draw_users(
     bias = 0.3 * activity + rng.standard_normal(count, dtype=np.float32)
     return Users(
         taste=(known + draw_own(rng)).astype(np.float32),
-        later_taste=(known + draw_own(drift_rng)).astype(np.float32) if drifts else None,
+        later_taste=(known + draw_own(drift_rng)).astype(np.float32) if drift_rng else None,
         bias=(BIAS_STD * _standardised(bias)).astype(np.float32),
         cdf=np.cumsum(shares),
         activity=activity,
@@ -204,13 +203,12 @@ class Items:
 
 def draw_items(
     rng: np.random.Generator,
-    drift_rng: np.random.Generator,
-    *,
+    drift_rng: np.random.Generator | None,
     count: int,
+    *,
     num_attributes: int,
     num_latents: int,
     zipf: float,
-    drifts: bool,
 ) -> Items:
     """Draw items; quality mixes brand, freshness, a low price and a part that no metadata shows."""
     embedding = _standardised(rng.standard_normal((num_attributes, num_latents))).astype(np.float32)
@@ -236,7 +234,7 @@ def draw_items(
         embedding=embedding,
         appeal=_standardised(appeal).astype(np.float32),
         quality=draw_quality(rng),
-        later_quality=draw_quality(drift_rng) if drifts else None,
+        later_quality=draw_quality(drift_rng) if drift_rng else None,
         popularity=rng.permutation(zipf_shares(count, zipf)),
         brand=brand.astype(np.int64),
         price=np.exp(3.0 + log_price).astype(np.float32),
@@ -270,7 +268,7 @@ class Catalogue:
         return self.members[np.clip(slot, self.starts[domain], self.starts[domain + 1] - 1)]
 
 
-def draw_catalogue(rng: np.random.Generator, *, rows: Ints, popularity: Floats, extra: float) -> Catalogue:
+def draw_catalogue(rng: np.random.Generator, rows: Ints, popularity: Floats, *, extra: float) -> Catalogue:
     """Give each item a home domain and, on average, `extra` more; large domains show more, none too few.
 
     Args:
