@@ -52,10 +52,10 @@ class ListPool(nn.Module):
         present = (ids[..., 0] != MISSING_ID).to(vectors.dtype)  # (rows, L)
         if self.weights is not None:
             length, channels = self.weights.shape
-            weight = floats[:, self.weights.columns].reshape(-1, length, channels)
+            weight = floats[:, self.weights.columns].reshape(floats.shape[0], length, channels)
             present = present * weight[..., 0]
         total = present.abs().sum(dim=1, keepdim=True).clamp_min(1e-6)
-        flat = vectors.flatten(2)  # (rows, L, k * dim)
+        flat = vectors.reshape(ids.shape[0], ids.shape[1], self.width)  # (rows, L, k * dim)
         pooled = torch.matmul((present / total).unsqueeze(1), flat).squeeze(1)
         return pooled, penalty
 
@@ -99,7 +99,7 @@ class EntityInputs(nn.Module):
         for number, bank in enumerate(self._banks):
             columns, offsets = self.get_buffer(f"columns_{number}"), self.get_buffer(f"offsets_{number}")
             vectors, l2 = bank(ints.index_select(1, columns), offsets)
-            parts.append(vectors.flatten(1))
+            parts.append(vectors.reshape(ints.shape[0], columns.shape[0] * bank.dim))
             penalty = penalty + l2
         for pool in self.pools:
             pooled, l2 = pool(ints, floats)

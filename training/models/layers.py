@@ -78,9 +78,15 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(num_experts, outer).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, E, outer) float32."""
-        out = torch.matmul(x.transpose(0, 1), self.weight)  # (E, N, outer)
-        return out.transpose(0, 1) + self.bias
+        """(N, E, outer) float32.
+
+        Training runs one batched product. Inference runs E plain ones: ONNX Runtime packs constant
+        matrices ahead of time only in that form, and its fused batched product fails on zero rows.
+        """
+        if self.training:
+            return torch.matmul(x.transpose(0, 1), self.weight).transpose(0, 1) + self.bias
+        experts = zip(x.unbind(1), self.weight.unbind(0), self.bias.unbind(0), strict=True)
+        return torch.stack([torch.addmm(bias, rows, weight) for rows, weight, bias in experts], dim=1)
 
 
 class StackedExperts(nn.Module):
@@ -117,7 +123,7 @@ class StackedExperts(nn.Module):
         for linear, activation, width in zip(
             self.linears, self.activations[1:], self.widths[:-1], strict=True
         ):
-            x = linear(x.reshape(-1, self.num_experts, width))
-            x = activation(x.flatten(1))
-        out: Tensor = x.reshape(-1, self.num_experts, self.out_width)
+            x = linear(x.reshape(x.shape[0], self.num_experts, width))
+            x = activation(x.reshape(x.shape[0], self.num_experts * x.shape[2]))
+        out: Tensor = x.reshape(x.shape[0], self.num_experts, self.out_width)
         return out

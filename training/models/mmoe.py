@@ -68,13 +68,15 @@ class Mmoe(Ranker):
         """Logits (N,) float32."""
         N, K, E = sides.row.shape[0], self.num_towers, self.num_experts
         experts = self.experts(sides)  # (N, E, H)
-        gates = torch.softmax(self.gates(sides).reshape(-1, K, E), dim=-1)
+        gates = torch.softmax(self.gates(sides).reshape(N, K, E), dim=-1)
         x = torch.matmul(gates, experts)  # (N, K, H)
         for tower in self.towers:
             x = self.activation(tower(x))
         logits = self.out(x).squeeze(-1)  # (N, K)
         if K > 1:
-            tower_index = at_rows(self.get_buffer("tower_of_domain")[sides.domain], sides.request_index)
+            tower_index = at_rows(
+                self.get_buffer("tower_of_domain").index_select(0, sides.domain), sides.request_index
+            )
             logits = torch.gather(logits, 1, tower_index.reshape(N, 1))
         bias = at_rows(self.domain_bias(sides.domain), sides.request_index)
         out: Tensor = logits + bias + self.linear(sides)

@@ -78,7 +78,9 @@ class _Lookup:
             key = _spread(key, self.key_entity, index)
         # Ids in a list are distinct, and padding (0) must not match a missing key.
         hit = (ids == key.unsqueeze(1)) & (ids != 0)
-        found = (hit.to(weights.dtype).unsqueeze(1) @ weights.reshape(-1, length, channels)).squeeze(1)
+        found = (
+            hit.to(weights.dtype).unsqueeze(1) @ weights.reshape(weights.shape[0], length, channels)
+        ).squeeze(1)
         return at_rows(found, index) if both_at_request else found
 
 

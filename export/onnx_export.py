@@ -1,0 +1,114 @@
+"""Write a scoring graph as ONNX, weights in one external file beside it.
+
+Inputs that the model never reads (a block of width 0, say) are removed from the graph, so the
+manifest lists exactly what the service must fill.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+from export.graph import OUTPUT, ScoringGraph, example_inputs, graph_inputs
+from service.contract.manifest import Graph, GraphInput
+from service.contract.schema import FeatureSchema
+
+OPSET = 20
+WEIGHTS_FILE = "weights.bin"
+EXTERNAL_THRESHOLD_BYTES = 1024
+# Traced with at least two requests and rows, or the exporter bakes a size of one into the graph.
+EXAMPLE_REQUESTS = 3
+EXAMPLE_ROWS = 5
+
+
+def export_graph(graph: ScoringGraph, schema: FeatureSchema, folder: Path, *, name: str = "whole") -> Graph:
+    """Export to `folder/graphs/<name>.onnx`.
+
+    Args:
+        graph: In evaluation mode.
+        schema: Its schema.
+        folder: Root of the bundle that is being written.
+        name: Key of the graph.
+
+    Returns:
+        The manifest's entry, without the parity figure.
+    """
+    proto = _trace(graph, schema)
+    used = _drop_unused_inputs(proto)
+    _strip_traces(proto)
+    onnx.checker.check_model(proto)
+    graphs = folder / "graphs"
+    graphs.mkdir(parents=True, exist_ok=True)
+    onnx.save_model(
+        proto,
+        str(graphs / f"{name}.onnx"),
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location=WEIGHTS_FILE,
+        size_threshold=EXTERNAL_THRESHOLD_BYTES,
+    )
+    external = (f"graphs/{WEIGHTS_FILE}",) if (graphs / WEIGHTS_FILE).exists() else ()
+    return Graph(
+        file=f"graphs/{name}.onnx",
+        external_files=external,
+        inputs=used_inputs(schema, used),
+        output=OUTPUT,
+        options={"opset": OPSET, "num_nodes": len(proto.graph.node)},
+    )
+
+
+def used_inputs(schema: FeatureSchema, used: set[str]) -> tuple[GraphInput, ...]:
+    """Inputs by name, in the order of the graph."""
+    return tuple(spec for spec in graph_inputs(schema) if spec.name in used)
+
+
+def _trace(graph: ScoringGraph, schema: FeatureSchema) -> onnx.ModelProto:
+    """The model as a protobuf with free sizes R and N."""
+    requests, rows = torch.export.Dim("R", min=1), torch.export.Dim("N", min=0)
+    example = example_inputs(schema, num_requests=EXAMPLE_REQUESTS, num_rows=EXAMPLE_ROWS)
+    at_row = ("item_ints", "item_floats", "request_index")
+    shapes: dict[str, Any] = {name: {0: rows if name in at_row else requests} for name in example}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecation notes are not ours to fix
+        program = torch.onnx.export(
+            graph,
+            args=tuple(example.values()),
+            input_names=list(example),
+            output_names=[OUTPUT],
+            dynamic_shapes=tuple(shapes.values()),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned no program")
+    return program.model_proto
+
+
+def _drop_unused_inputs(proto: onnx.ModelProto) -> set[str]:
+    """Remove graph inputs without a reader; returns the names that stay."""
+    read = {name for node in proto.graph.node for name in node.input}
+    unused = [value for value in proto.graph.input if value.name not in read]
+    for value in unused:
+        proto.graph.input.remove(value)
+    return {value.name for value in proto.graph.input}
+
+
+def _strip_traces(proto: onnx.ModelProto) -> None:
+    """Remove the exporter's stack traces: they hold source paths of the machine that exported."""
+    proto.doc_string = ""
+    proto.graph.doc_string = ""
+    del proto.metadata_props[:]
+    del proto.graph.metadata_props[:]
+    for part in (*proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    for value in (*proto.graph.input, *proto.graph.output):
+        del value.metadata_props[:]
+        value.doc_string = ""
