@@ -1,0 +1,53 @@
+# One-word verbs. `make run` and `make test` are all a newcomer needs; both install into .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PORT ?= 8000
+WORK ?= runs/demo
+# Set WORKERS=0 to run tests in one process.
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-quick check format serve bench clean
+
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, found " + sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[cpu,train,export,dev]'
+	touch $(STAMP)
+
+setup: $(STAMP) ## Install everything into .venv
+
+run: $(STAMP) ## Five-minute run: data, training, export, service, example scores
+	$(BIN)/python -m loadtests.demo --work $(WORK) --port $(PORT)
+
+serve: $(STAMP) ## Serve the store of the last `make run` on 127.0.0.1:$(PORT)
+	$(BIN)/ctr-serve run --store $(WORK)/models --port $(PORT)
+
+test: check ## Static checks and the whole test suite
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-quick: $(STAMP) ## Tests without the slow ones
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow'
+
+check: $(STAMP) ## Style, types and import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## Rewrite the code in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## Cost of a request, next to the bare graph (needs a finished `make run`)
+	$(BIN)/python -m loadtests.bench_score --store $(WORK)/models --out $(WORK)/bench.json
+
+clean: ## Remove caches and the demo's output; .venv stays
+	rm -rf $(WORK) build .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -not -path './.venv/*' -exec rm -rf {} +

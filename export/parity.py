@@ -1,0 +1,86 @@
+"""Parity: the exported graph gives the probabilities of the trained model, domain by domain.
+
+Checked for every domain and the unknown one at batch sizes 0, 1, 2, 7 and 256, and for several
+requests in one call. A bundle is not published when one probability is off by more than the limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from export.errors import ParityError
+from export.graph import ScoringGraph
+from export.rows import GraphArrays, RowSampler
+
+BATCH_SIZES = (0, 1, 2, 7, 256)
+MAX_ERROR = 1e-5
+REQUESTS_AT_ONCE = 3
+
+Scorer = Callable[[GraphArrays], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """What the check saw.
+
+    Attributes:
+        max_error: Largest |dp| over all rows.
+        domain_errors: (D + 1,) largest |dp| by domain index.
+        num_rows: Rows compared.
+    """
+
+    max_error: float
+    domain_errors: NDArray[np.float64]
+    num_rows: int
+
+
+def torch_scores(graph: ScoringGraph, inputs: GraphArrays) -> NDArray[np.float32]:
+    """Reference probabilities (N,) of the eager graph."""
+    with torch.inference_mode():
+        scores: NDArray[np.float32] = graph(*(torch.from_numpy(a) for a in inputs.values())).numpy()
+    return scores
+
+
+def check_parity(
+    graph: ScoringGraph, scorer: Scorer, sampler: RowSampler, *, num_domains: int, limit: float = MAX_ERROR
+) -> ParityReport:
+    """Compare a scorer with the eager graph.
+
+    Args:
+        graph: Reference.
+        scorer: The exported graph: inputs by name to probabilities (N,).
+        sampler: Draws inputs.
+        num_domains: D; index D is checked too.
+        limit: Largest |dp| that passes.
+
+    Raises:
+        ParityError: A domain exceeds the limit, or a score is missing or not a probability.
+    """
+    errors = np.zeros(num_domains + 1)
+    num_rows = 0
+    for domain in range(num_domains + 1):
+        draws = [sampler.draw(domain=domain, num_rows=size) for size in BATCH_SIZES]
+        draws.append(sampler.draw(domain=domain, num_rows=BATCH_SIZES[-2], num_requests=REQUESTS_AT_ONCE))
+        for inputs in draws:
+            expected, found = torch_scores(graph, inputs), scorer(inputs)
+            size = len(inputs["request_index"])
+            if found.shape != expected.shape or found.dtype != np.float32:
+                raise ParityError(
+                    f"domain index {domain}, {size} rows: scores have shape {found.shape} and type {found.dtype}"
+                )
+            if not np.all((found >= 0) & (found <= 1)):
+                raise ParityError(f"domain index {domain}, {size} rows: a score is not a probability")
+            if size:
+                errors[domain] = max(errors[domain], float(np.abs(found - expected).max()))
+            num_rows += size
+        if errors[domain] > limit:
+            raise ParityError(
+                f"domain index {domain}: |dp| {errors[domain]:.2e} between torch and the exported graph, "
+                f"at most {limit:.0e} is allowed"
+            )
+    return ParityReport(float(errors.max()), errors, num_rows)
