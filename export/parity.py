@@ -71,7 +71,7 @@ def check_parity(
             size = len(inputs["request_index"])
             if found.shape != expected.shape or found.dtype != np.float32:
                 raise ParityError(
-                    f"domain index {domain}, {size} rows: scores have shape {found.shape} and type {found.dtype}"
+                    f"domain index {domain}, {size} rows: scores are {found.dtype} of shape {found.shape}"
                 )
             if not np.all((found >= 0) & (found <= 1)):
                 raise ParityError(f"domain index {domain}, {size} rows: a score is not a probability")
