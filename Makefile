@@ -23,8 +23,18 @@ $(STAMP): pyproject.toml
 
 setup: $(STAMP) ## Install everything into .venv
 
-run: $(STAMP) ## Five-minute run: data, training, export, service, example scores
-	$(BIN)/python -m loadtests.demo --work $(WORK) --port $(PORT)
+run: $(WORK)/models/aliases.json ## Five-minute run: data, training, export, service, example scores
+	$(BIN)/python -m loadtests.examples --store $(WORK)/models --port $(PORT) & \
+	$(BIN)/ctr-serve run --store $(WORK)/models --port $(PORT)
+
+$(WORK)/data/dataset.yaml: $(STAMP)
+	$(BIN)/ctr-train data synthetic --preset demo --out $(WORK)/data
+
+$(WORK)/run/metrics.json: $(WORK)/data/dataset.yaml
+	$(BIN)/ctr-train run --config training/configs/synthetic_mmoe.yaml --data $(WORK)/data --out $(WORK)/run --resume
+
+$(WORK)/models/aliases.json: $(WORK)/run/metrics.json
+	$(BIN)/ctr-export build $(WORK)/run --store $(WORK)/models
 
 serve: $(STAMP) ## Serve the store of the last `make run` on 127.0.0.1:$(PORT)
 	$(BIN)/ctr-serve run --store $(WORK)/models --port $(PORT)

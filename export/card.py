@@ -1,0 +1,80 @@
+"""The model card: a manifest as a page that people read."""
+
+from __future__ import annotations
+
+from service.contract.manifest import DomainEntry, Manifest
+
+HEADLINE = (
+    "total_auc",
+    "domain_auc",
+    "major5_auc",
+    "minor10_auc",
+    "gauc",
+    "logloss",
+    "ece",
+    "calibration_ratio",
+)
+
+
+def render_card(manifest: Manifest) -> str:
+    """Markdown text of the card. It does not hold the bundle's id, which depends on the card."""
+    return "\n".join(
+        [
+            f"# {manifest.name}: {manifest.model}",
+            "",
+            *_headline(manifest),
+            "",
+            "## Domains",
+            "",
+            "Calibrated figures of the test part; AUC is empty where a domain has one class only.",
+            "",
+            "| domain | graph | train rows | AUC | ECE | mean score |",
+            "|---|---|---:|---:|---:|---:|",
+            *(_domain_row(name, entry) for name, entry in _by_size(manifest)),
+            "",
+            f"Unknown domains: {manifest.unknown_domain.policy}.",
+            "",
+            "## Graphs",
+            "",
+            "| graph | form | precision | inputs | largest error against torch |",
+            "|---|---|---|---:|---:|",
+            *(
+                f"| {name} | {g.form} | {g.precision} | {len(g.inputs)} | {_number(g.max_error, '.1e')} |"
+                for name, g in manifest.graphs.items()
+            ),
+            "",
+            "## Provenance",
+            "",
+            *(
+                f"- {key}: `{value}`"
+                for key, value in manifest.provenance.model_dump(exclude={"libraries"}).items()
+                if value
+            ),
+            *(f"- {key}: `{value}`" for key, value in manifest.provenance.libraries.items()),
+            "",
+        ]
+    )
+
+
+def _by_size(manifest: Manifest) -> list[tuple[str, DomainEntry]]:
+    return sorted(manifest.domains.items(), key=lambda pair: -pair[1].num_train_rows)
+
+
+def _headline(manifest: Manifest) -> list[str]:
+    parts = list(manifest.metrics)
+    lines = [f"| | {' | '.join(parts)} |", f"|---|{'---:|' * len(parts)}"]
+    lines += [
+        f"| {key} | {' | '.join(_number(manifest.metrics[part].get(key), '.4f') for part in parts)} |"
+        for key in HEADLINE
+    ]
+    return lines
+
+
+def _domain_row(name: str, entry: DomainEntry) -> str:
+    auc, ece = entry.metrics.get("test.auc"), entry.metrics.get("test.ece")
+    cells = (_number(auc, ".4f"), _number(ece, ".4f"), _number(entry.mean_score, ".4f"))
+    return f"| {name} | {entry.graph} | {entry.num_train_rows} | {' | '.join(cells)} |"
+
+
+def _number(value: float | None, spec: str) -> str:
+    return "" if value is None else format(value, spec)

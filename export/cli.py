@@ -1,0 +1,138 @@
+"""`ctr-export`: build, verify, inspect and name bundles."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from export.errors import ExportError
+from service.contract.bundle import Bundle
+from service.contract.errors import ContractError
+from service.contract.manifest import Manifest
+from service.contract.store import ModelStore
+
+app = typer.Typer(
+    name="ctr-export",
+    help="Turn a training run into a bundle that the service loads.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+
+class UnknownDomainPolicy(StrEnum):
+    """What a request for an unlisted domain gets."""
+
+    REJECT = "reject"
+    ZERO_SHOT = "zero_shot"
+
+
+StoreOption = Annotated[Path, typer.Option(help="Model store: a folder of bundles and aliases.json.")]
+BundleArgument = Annotated[
+    str, typer.Argument(help="Alias, bundle id, or the id's first 6 or more characters.")
+]
+
+
+@app.command()
+def build(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished `ctr-train run`.")],
+    store: StoreOption = Path("models"),
+    alias: Annotated[str, typer.Option(help="Alias to move onto the bundle; '' moves none.")] = "stable",
+    name: Annotated[str, typer.Option(help="Name of the served model, in URLs and metrics.")] = "ctr",
+    unknown_domain: Annotated[
+        UnknownDomainPolicy, typer.Option(help="Requests for unlisted domains: 404, or the fallback row.")
+    ] = UnknownDomainPolicy.REJECT,
+    *,
+    snapshot: Annotated[bool, typer.Option(help="Put user and item rows into the bundle.")] = True,
+) -> None:
+    """Export a run, check it against torch for every domain, publish it as a bundle."""
+    from export.package import BuildOptions, build_bundle
+    from export.run_folder import RunFolder
+
+    options = BuildOptions(
+        alias=alias or None, name=name, unknown_domain=unknown_domain.value, snapshot=snapshot
+    )
+    with console.status("read the run") as status:
+        bundle = build_bundle(RunFolder.open(run), ModelStore(store), options, progress=status.update)
+    graph = next(iter(bundle.manifest.graphs.values()))
+    size = sum(entry.num_bytes for entry in bundle.manifest.files.values())
+    console.print(
+        f"bundle {bundle.bundle_id[:12]} in {store}: {len(bundle.manifest.domains)} domains, "
+        f"{size / 2**20:.1f} MiB, parity |dp| <= {graph.max_error:.1e}"
+    )
+    if alias:
+        console.print(f"alias '{alias}' points at it; serve it with: ctr-serve run --store {store}")
+
+
+@app.command()
+def verify(bundle: BundleArgument = "stable", store: StoreOption = Path("models")) -> None:
+    """Check every digest and replay the golden rows on this machine."""
+    from export.package import verify_bundle
+
+    opened = ModelStore(store).open(bundle)
+    for graph, error in verify_bundle(opened).items():
+        console.print(f"graph {graph}: golden rows agree, |dp| <= {error:.1e}")
+    console.print(f"bundle {opened.bundle_id[:12]}: {len(opened.manifest.files)} files verified")
+
+
+@app.command()
+def inspect(bundle: BundleArgument = "stable", store: StoreOption = Path("models")) -> None:
+    """Print what a bundle holds."""
+    opened = ModelStore(store).open(bundle, verify=False)
+    console.print(f"[bold]{opened.manifest.name}[/bold] {opened.manifest.model} {opened.bundle_id}")
+    console.print(_graph_table(opened))
+    console.print(_domain_table(opened.manifest))
+
+
+@app.command()
+def alias(
+    name: Annotated[str, typer.Argument(help="Alias to move, e.g. stable or canary.")],
+    bundle: BundleArgument,
+    store: StoreOption = Path("models"),
+) -> None:
+    """Point an alias at a bundle, after verifying the bundle."""
+    bundle_id = ModelStore(store).set_alias(name, bundle)
+    console.print(f"alias '{name}' points at {bundle_id[:12]}")
+
+
+def _graph_table(bundle: Bundle) -> Table:
+    table = Table("graph", "form", "precision", "nodes", "MiB", "max |dp|", title="Graphs")
+    for name, graph in bundle.manifest.graphs.items():
+        files = (graph.file, *graph.external_files)
+        size = sum(bundle.manifest.files[file].num_bytes for file in files) / 2**20
+        error = "" if graph.max_error is None else f"{graph.max_error:.1e}"
+        nodes = str(graph.options.get("num_nodes", ""))
+        table.add_row(name, graph.form, graph.precision, nodes, f"{size:.1f}", error)
+    return table
+
+
+def _domain_table(manifest: Manifest) -> Table:
+    table = Table("domain", "graph", "train rows", "test AUC", "test ECE", "mean score", title="Domains")
+    for name, entry in sorted(manifest.domains.items(), key=lambda pair: -pair[1].num_train_rows):
+        figures = (entry.metrics.get("test.auc"), entry.metrics.get("test.ece"), entry.mean_score)
+        cells = ["" if value is None else f"{value:.4f}" for value in figures]
+        table.add_row(name, entry.graph, str(entry.num_train_rows), *cells)
+    return table
+
+
+def main() -> None:
+    """Entry point: expected errors print one line and exit with 1."""
+    from service.errors import StartupError
+    from training.engine.errors import EngineError
+
+    try:
+        app()
+    except (ExportError, ContractError, StartupError, EngineError) as error:
+        errors.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()
