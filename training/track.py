@@ -1,0 +1,135 @@
+"""What a run tells about itself: a JSONL log and a progress bar.
+
+`RunLog` writes one JSON object a line. Invariant: after a resume the log holds each event once, because a
+checkpoint knows the log's length and `RunLog` cuts off what came after it.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class RunLog:
+    """Appends events to a file, each with wall time in seconds since the epoch."""
+
+    def __init__(self, path: Path, *, position: int = 0) -> None:
+        """Open the log.
+
+        Args:
+            path: The file; its folder is made.
+            position: Bytes to keep; the rest is cut off.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._file = path.open("ab")
+        self.truncate(position)
+
+    def truncate(self, position: int) -> None:
+        """Keep the first `position` bytes."""
+        self._file.truncate(position)
+        self._file.seek(0, os.SEEK_END)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Append one event; a float that JSON lacks (nan, inf) becomes null."""
+        record = {"event": kind, "time_s": round(time.time(), 3)} | {k: _plain(v) for k, v in fields.items()}
+        self._file.write(json.dumps(record).encode() + b"\n")
+        self._file.flush()
+
+    def sync(self) -> int:
+        """Force the log to disk; gives its length in bytes."""
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """All whole events of a log; a last line that a kill cut short is left out."""
+    events = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            events.append(json.loads(line))
+    return events
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Watcher(Protocol):
+    """Shows how far a job is."""
+
+    def start(self, job: str, total: int) -> None:
+        """A job of `total` units begins; it takes the place of the one before."""
+
+    def advance(self, amount: int = 1, *, note: str = "") -> None:
+        """So many units are done; `note` is shown beside the bar."""
+
+    def say(self, text: str) -> None:
+        """One line worth keeping."""
+
+
+class Quiet:
+    """Shows nothing: for tests and library use."""
+
+    def start(self, job: str, total: int) -> None:
+        """Nothing."""
+
+    def advance(self, amount: int = 1, *, note: str = "") -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+
+class Bars:
+    """A rich progress bar on a terminal; elsewhere only the lines of `say`."""
+
+    def __init__(self, progress: Progress) -> None:
+        """Draw on `progress`, which is running."""
+        self._progress = progress
+        self._task = progress.add_task("", visible=False)
+
+    def start(self, job: str, total: int) -> None:
+        """Replace the bar by one for `job`."""
+        self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(job, total=total, note="")
+
+    def advance(self, amount: int = 1, *, note: str = "") -> None:
+        """Move the bar; an empty note keeps the last one."""
+        fields = {"note": note} if note else {}
+        self._progress.update(self._task, advance=amount, **fields)  # type: ignore[arg-type]
+
+    def say(self, text: str) -> None:
+        """Print above the bar."""
+        self._progress.console.print(text, highlight=False)
+
+
+@contextmanager
+def bars(console: Console) -> Iterator[Bars]:
+    """Progress bars for the length of the block; none are drawn when `console` is no terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        yield Bars(progress)
