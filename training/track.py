@@ -20,17 +20,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 class RunLog:
     """Appends events to a file, each with wall time in seconds since the epoch."""
 
-    def __init__(self, path: Path, *, position: int = 0) -> None:
+    def __init__(self, path: Path, *, keep: bool = False) -> None:
         """Open the log.
 
         Args:
             path: The file; its folder is made.
-            position: Bytes to keep; the rest is cut off.
+            keep: Append to what the file holds; else it starts empty.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._file = path.open("ab")
-        self.truncate(position)
+        if not keep:
+            self.truncate(0)
 
     def truncate(self, position: int) -> None:
         """Keep the first `position` bytes."""

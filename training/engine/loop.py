@@ -120,10 +120,10 @@ class TrainLoop:
         """
         self.model = model
         self.position = Position()
+        self.stop = stop
         self._optimisers = optimisers
         self._read = read
         self._validate = validate
-        self._stop = stop
         self._plan = plan
         self._checkpoint = checkpoint
         self._log = log
@@ -143,12 +143,12 @@ class TrainLoop:
         if not position.finished:
             self._watcher.start("train", plan.epochs * plan.batches_per_epoch)
             self._watcher.advance(position.epoch * plan.batches_per_epoch + position.batch)
-            while position.epoch < plan.epochs and not self._stop.should_stop:
+            while position.epoch < plan.epochs and not self.stop.should_stop:
                 self._run_epoch()
             position.finished = True
-            self._log.event("finish", step=position.step, epoch=position.epoch, best_step=self._stop.best_step)
+            self._log.event("finish", step=position.step, epoch=position.epoch, best_step=self.stop.best_step)
             self._save()
-        self.model.load_state_dict(self._stop.best_state)
+        self.model.load_state_dict(self.stop.best_state)
 
     def resume(self) -> None:
         """Go on from the checkpoint.
@@ -159,7 +159,7 @@ class TrainLoop:
         state = self._checkpoint.load()
         self.model.load_state_dict(state["model"])
         self._optimisers.load_state_dict(state["optimisers"])
-        self._stop.load_state_dict(state["stop"])
+        self.stop.load_state_dict(state["stop"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
         self.position = Position(**state["position"])
@@ -180,8 +180,8 @@ class TrainLoop:
                 self._log_loss()
             if position.batch in plan.evaluation_batches:
                 self._evaluate()
-                if self._stop.should_stop:
-                    self._log.event("early_stop", step=position.step, best_step=self._stop.best_step)
+                if self.stop.should_stop:
+                    self._log.event("early_stop", step=position.step, best_step=self.stop.best_step)
                     return
             if position.batch % plan.checkpoint_every == 0:
                 self._save()
@@ -230,8 +230,8 @@ class TrainLoop:
         position, started = self.position, time.perf_counter()
         with self._average.applied() if self._average is not None else nullcontext():
             result = self._validate()
-            value = monitored_value(result, self._stop.monitor)
-            best = self._stop.observe(
+            value = monitored_value(result, self.stop.monitor)
+            best = self.stop.observe(
                 value, state=self.model.state_dict(), step=position.step, epoch=self._epochs_done()
             )
         position.evaluate_s += time.perf_counter() - started
@@ -259,7 +259,7 @@ class TrainLoop:
         state: dict[str, Any] = {
             "model": self.model.state_dict(),
             "optimisers": self._optimisers.state_dict(),
-            "stop": self._stop.state_dict(),
+            "stop": self.stop.state_dict(),
             "average": None if self._average is None else self._average.state_dict(),
             "position": asdict(self.position),
             "log_bytes": self._log.sync(),

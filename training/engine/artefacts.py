@@ -1,0 +1,175 @@
+"""The run folder: what a training run leaves behind, and where.
+
+    config.yaml          resolved config
+    prepared/            prepared data, or a link to it
+    schema.json          the feature schema the model was built on
+    log.jsonl            one event a line
+    checkpoint/last.pt   everything needed to go on
+    model.pt             {"state_dict", "model" (config), "schema_digest", "weights_digest"}: the best weights
+    calibration.json     one line per domain, and the fallback
+    predictions/*.parquet  user_code, domain, label, logit, score, in the reader's order
+    metrics.json         the run's figures
+    report.html          the same for people
+
+Invariant: every file is written whole; `metrics.json` comes after all it speaks of, so a folder that has it is
+a finished run.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from service.contract.schema import FeatureSchema
+from training.engine.checkpoint import load_tensors, weights_digest
+from training.engine.errors import RunError
+from training.engine.evaluate import UNKNOWN_DOMAIN, Predictions
+from training.engine.files import write_atomically, write_text
+from training.models.base import CtrModel
+from training.models.build import build_model
+from training.models.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """Resolved config."""
+        return self.root / "config.yaml"
+
+    @property
+    def prepared(self) -> Path:
+        """Prepared data, or a link to it."""
+        return self.root / "prepared"
+
+    @property
+    def schema(self) -> Path:
+        """The feature schema."""
+        return self.root / "schema.json"
+
+    @property
+    def log(self) -> Path:
+        """Events."""
+        return self.root / "log.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Everything needed to go on."""
+        return self.root / "checkpoint" / "last.pt"
+
+    @property
+    def model(self) -> Path:
+        """The best weights."""
+        return self.root / "model.pt"
+
+    @property
+    def calibration(self) -> Path:
+        """The calibrator."""
+        return self.root / "calibration.json"
+
+    @property
+    def metrics(self) -> Path:
+        """The run's figures."""
+        return self.root / "metrics.json"
+
+    @property
+    def report(self) -> Path:
+        """The figures for people."""
+        return self.root / "report.html"
+
+    def predictions(self, split: str) -> Path:
+        """Scores of one split."""
+        return self.root / "predictions" / f"{split}.parquet"
+
+    def require_finished(self) -> None:
+        """Refuse a folder without a finished run.
+
+        Raises:
+            RunError: It is not one; the message says what is missing.
+        """
+        if not self.root.is_dir():
+            raise RunError(f"{self.root}: no such run folder")
+        for path in (self.config, self.model, self.calibration, self.metrics):
+            if not path.is_file():
+                raise RunError(f"{self.root}: not a finished run, {path.name} is missing; finish it with --resume")
+
+
+def save_model(path: Path, model: CtrModel, *, config: ModelConfig, schema: FeatureSchema) -> str:
+    """Write `model.pt`; gives the digest of the weights."""
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    digest = weights_digest(state)
+    content = {
+        "state_dict": state,
+        "model": config.model_dump(mode="json"),
+        "schema_digest": schema.digest,
+        "weights_digest": digest,
+    }
+    write_atomically(path, lambda part: torch.save(content, part))
+    return digest
+
+
+def load_model(path: Path, schema: FeatureSchema) -> CtrModel:
+    """Rebuild a model from `model.pt`, on the CPU and in evaluation mode.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+        RunError: It was trained on another schema, or is not a model file.
+    """
+    content = load_tensors(path)
+    try:
+        if content["schema_digest"] != schema.digest:
+            raise RunError(
+                f"{path}: trained on schema {content['schema_digest'][:12]}, the data has {schema.digest[:12]}"
+            )
+        config: ModelConfig = TypeAdapter(ModelConfig).validate_python(content["model"])
+        model = build_model(config, schema)
+        model.load_state_dict(content["state_dict"])
+    except (KeyError, ValidationError, RuntimeError) as error:
+        raise RunError(f"{path}: not a model of this version: {error}") from error
+    return model.eval()
+
+
+def save_predictions(
+    path: Path, predictions: Predictions, scores: NDArray[np.float64], *, domain_names: Sequence[str]
+) -> None:
+    """Write predictions as parquet: user_code, domain (name), label, logit, score."""
+    names = pl.Series([*domain_names, UNKNOWN_DOMAIN])
+    frame = pl.DataFrame(
+        {
+            "user_code": predictions.user_code,
+            "domain": names.gather(predictions.domain),
+            "label": predictions.label,
+            "logit": predictions.logit,
+            "score": scores,
+        }
+    )
+    write_atomically(path, frame.write_parquet)
+
+
+def save_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON; refuses nan, which JSON lacks."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        RunError: Missing or not JSON.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read: {error}") from error
+    return content

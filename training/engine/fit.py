@@ -1,0 +1,282 @@
+"""One training run from config to run folder.
+
+The only place of the engine where the config is read: it builds model, optimisers, loop and calibrator from flat
+arguments, runs them, and writes the artefacts listed in `artefacts.py`. Invariant: with equal config, data, seed
+and number of threads on one machine, a run that was killed and resumed ends with the bits of an unbroken one.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from training.config import RunConfig
+from training.data.dataset import Batch, PreparedDataset, RowReader
+from training.engine.artefacts import RunFolder, save_json, save_model, save_predictions
+from training.engine.average import WeightAverage
+from training.engine.calibrate import GLOBAL_ONLY, Calibrator, fit_calibrator, identity_calibrator
+from training.engine.checkpoint import CheckpointFile
+from training.engine.errors import RunError
+from training.engine.evaluate import Predictions, evaluate_scores, predict
+from training.engine.files import write_text
+from training.engine.loop import Plan, TrainLoop
+from training.engine.monitor import EarlyStop
+from training.engine.optim import OptimiserSet, Schedule, build_optimisers
+from training.engine.platt import sigmoid
+from training.engine.seed import seed_everything
+from training.metrics import Evaluation
+from training.models.base import CtrModel
+from training.models.build import build_model
+from training.track import Quiet, RunLog, Watcher
+
+EVALUATED_SPLITS = ("valid", "test")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run is judged by.
+
+    Attributes:
+        folder: Where everything lies.
+        metrics: The content of `metrics.json`.
+    """
+
+    folder: RunFolder
+    metrics: dict[str, Any]
+
+
+def run_training(
+    config: RunConfig, prepared: PreparedDataset, out: Path, *, resume: bool = False, watcher: Watcher | None = None
+) -> RunResult:
+    """Train, calibrate, evaluate, and fill a run folder.
+
+    Args:
+        config: What to train.
+        prepared: What to train on.
+        out: The run folder.
+        resume: Go on from the folder's checkpoint, where there is one.
+        watcher: Shows progress.
+
+    Raises:
+        RunError: The folder holds a run and `resume` is not set, or a split is empty.
+        EngineError: Training diverged, a checkpoint is unusable, or calibration is impossible.
+        SchemaError: The model config names what the schema lacks.
+    """
+    folder = RunFolder(out)
+    watcher = watcher or Quiet()
+    _check_splits(prepared)
+    _claim(folder, config, prepared, resume=resume)
+    if config.training.num_threads is not None:
+        torch.set_num_threads(config.training.num_threads)
+    device = pick_device(config.training.device)
+    seed_everything(config.training.seed)
+    checkpoint = CheckpointFile(
+        folder.checkpoint, identity={"config": config.digest, "data": prepared.data_digest}
+    )
+    going_on = resume and checkpoint.exists()
+    # The log is cut to what the checkpoint knows of, once that is read.
+    with RunLog(folder.log, keep=going_on) as log:
+        loop = _build_loop(config, prepared, checkpoint=checkpoint, log=log, watcher=watcher, device=device)
+        if going_on:
+            loop.resume()
+            watcher.say(f"going on from step {loop.position.step}")
+        else:
+            log.event("start", name=config.name, config=config.digest, data=prepared.data_digest)
+        loop.run()
+        metrics = _finish(config, prepared, folder, loop=loop, watcher=watcher, device=device)
+        log.event("metrics", **_headline(metrics))
+    return RunResult(folder, metrics)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; `auto` is CUDA where there is one.
+
+    Raises:
+        RunError: CUDA was asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RunError("training.device is cuda, but torch sees no CUDA device")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def predict_split(
+    model: CtrModel,
+    prepared: PreparedDataset,
+    split: str,
+    *,
+    batch_size: int,
+    device: torch.device,
+    watcher: Watcher | None = None,
+) -> Predictions:
+    """Score all rows of a split in the reader's order."""
+    watcher = watcher or Quiet()
+    watcher.start(f"score {split}", prepared.num_rows[split])
+    batches = RowReader(prepared, split).batches(batch_size, seed=0, epoch=0, shuffle=False)
+    return predict(model, batches, device=device, on_rows=watcher.advance)
+
+
+def _check_splits(prepared: PreparedDataset) -> None:
+    for split in ("train", *EVALUATED_SPLITS):
+        if prepared.num_rows.get(split, 0) == 0:
+            raise RunError(f"the prepared data has no rows in split '{split}': {prepared.num_rows}")
+
+
+def _claim(folder: RunFolder, config: RunConfig, prepared: PreparedDataset, *, resume: bool) -> None:
+    """Make the folder this run's own."""
+    if not resume and (folder.config.exists() or folder.checkpoint.exists()):
+        raise RunError(f"{folder.root}: already holds a run; pass --resume to go on, or choose another folder")
+    if resume and folder.checkpoint.exists():
+        return  # whether it is this run is for the checkpoint's identity to say
+    folder.metrics.unlink(missing_ok=True)  # a folder with metrics is a finished run
+    write_text(folder.config, config.to_yaml())
+    write_text(folder.schema, prepared.schema.model_dump_json(indent=2) + "\n")
+
+
+def _build_loop(
+    config: RunConfig,
+    prepared: PreparedDataset,
+    *,
+    checkpoint: CheckpointFile,
+    log: RunLog,
+    watcher: Watcher,
+    device: torch.device,
+) -> TrainLoop:
+    settings = config.training
+    model = build_model(config.model, prepared.schema).to(device)
+    plan = Plan(
+        epochs=settings.epochs,
+        batches_per_epoch=math.ceil(prepared.num_rows["train"] / settings.batch_size),
+        evaluations_per_epoch=settings.evaluations_per_epoch,
+        checkpoint_every=settings.checkpoint_every_batches,
+        log_every=settings.log_every_batches,
+        precision=settings.precision,
+    )
+    reader = RowReader(prepared, "train")
+
+    def read(epoch: int, start_batch: int) -> Iterator[Batch]:
+        return reader.batches(
+            settings.batch_size, seed=settings.seed, epoch=epoch, shuffle=True, start_batch=start_batch
+        )
+
+    def validate() -> Evaluation:
+        rows = predict_split(model, prepared, "valid", batch_size=settings.eval_batch_size, device=device)
+        return _measure(rows, sigmoid(rows.logit), prepared)
+
+    decay = settings.ema_decay
+    return TrainLoop(
+        model=model,
+        optimisers=_optimisers(config, model, total_steps=plan.epochs * plan.batches_per_epoch),
+        read=read,
+        validate=validate,
+        stop=EarlyStop(monitor=settings.monitor, patience=settings.patience),
+        plan=plan,
+        checkpoint=checkpoint,
+        log=log,
+        watcher=watcher,
+        device=device,
+        average=None if decay is None else WeightAverage(model.dense_parameters(), decay=decay),
+    )
+
+
+def _optimisers(config: RunConfig, model: CtrModel, *, total_steps: int) -> OptimiserSet:
+    settings = config.optimiser
+    return build_optimisers(
+        dense=model.dense_parameters(),
+        tables=model.tables(),
+        dense_lr=settings.dense.lr,
+        weight_decay=settings.dense.weight_decay,
+        table_method=settings.tables.type,
+        table_lr=settings.tables.lr,
+        schedule=Schedule(
+            kind=settings.schedule.type,
+            warmup_steps=settings.schedule.warmup_steps,
+            total_steps=total_steps,
+            final_ratio=settings.schedule.final_ratio,
+        ),
+    )
+
+
+def _finish(
+    config: RunConfig,
+    prepared: PreparedDataset,
+    folder: RunFolder,
+    *,
+    loop: TrainLoop,
+    watcher: Watcher,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Write everything that follows from the best weights; gives the content of `metrics.json`."""
+    started = time.perf_counter()
+    weights = save_model(folder.model, loop.model, config=config.model, schema=prepared.schema)
+    size = config.training.eval_batch_size
+    predictions = {
+        split: predict_split(loop.model, prepared, split, batch_size=size, device=device, watcher=watcher)
+        for split in EVALUATED_SPLITS
+    }
+    calibrator = _calibrator(config, predictions["valid"], prepared)
+    calibrator.save(folder.calibration)
+    metrics: dict[str, Any] = {"raw": {}}
+    oracle: dict[str, Any] = {}
+    for split, rows in predictions.items():
+        scores = calibrator.apply(rows.logit, rows.domain)
+        save_predictions(folder.predictions(split), rows, scores, domain_names=prepared.schema.domains)
+        metrics[split] = _measure(rows, scores, prepared).to_json_dict()
+        metrics["raw"][split] = _measure(rows, sigmoid(rows.logit), prepared).to_json_dict()
+        if rows.knows_truth:
+            oracle[split] = _measure(rows, rows.true_probability, prepared).to_json_dict()
+    if oracle:
+        metrics["oracle"] = oracle
+    position = loop.position
+    metrics |= {
+        "name": config.name,
+        "seed": config.training.seed,
+        "best_epoch": loop.stop.best_epoch,
+        "best_step": loop.stop.best_step,
+        "steps": position.step,
+        "seconds": round(position.train_s + position.evaluate_s + time.perf_counter() - started, 3),
+        "train_s": round(position.train_s, 3),
+        "rows_per_s": round(position.rows / position.train_s, 1) if position.train_s else 0.0,
+        "digests": {
+            "config": config.digest,
+            "data": prepared.data_digest,
+            "schema": prepared.schema.digest,
+            "weights": weights,
+        },
+    }
+    save_json(folder.metrics, metrics)
+    return metrics
+
+
+def _calibrator(config: RunConfig, valid: Predictions, prepared: PreparedDataset) -> Calibrator:
+    settings = config.calibration
+    if settings.method == "none":
+        return identity_calibrator(prepared.schema.domains)
+    return fit_calibrator(
+        logits=valid.logit,
+        labels=valid.label,
+        domains=valid.domain,
+        users=valid.user_code,
+        domain_names=prepared.schema.domains,
+        strengths=(*settings.strengths, *([GLOBAL_ONLY] if settings.global_only else [])),
+        num_folds=settings.num_folds,
+        seed=config.training.seed,
+    )
+
+
+def _measure(rows: Predictions, scores: NDArray[np.float64], prepared: PreparedDataset) -> Evaluation:
+    return evaluate_scores(
+        rows, scores, domain_names=prepared.schema.domains, train_rows=prepared.domain_rows["train"]
+    )
+
+
+def _headline(metrics: dict[str, Any]) -> dict[str, float]:
+    names = ("total_auc", "domain_auc", "gauc", "logloss", "ece")
+    return {f"{split}_{name}": metrics[split][name] for split in EVALUATED_SPLITS for name in names}
