@@ -5,8 +5,7 @@
 
 Invariants: a label is drawn with exactly the `true_probability` of its row; equal configs give equal content;
 memory does not grow with `num_rows`; `dataset.yaml` is written last, so a folder that holds it is complete.
-
-Letters: D domains, G groups, L latents, A attributes, H history length, n rows.
+Letters: as in `synthetic_truth`, and H history length.
 """
 
 import json
@@ -27,12 +26,12 @@ from training.data.synthetic_truth import Exposures, Floats, Ints, World
 DAY_MS = 86_400_000
 LOG_START_MS = 1_704_067_200_000
 """2024-01-01 00:00 UTC; every history click is earlier."""
-HISTORY_SPAN_MS = 60 * DAY_MS
 SPLITS = ("train", "valid", "test")
 AGE_BANDS = ("under_18", "18_24", "25_34", "35_49", "50_64", "over_64")
 COUNTRIES = ("br", "de", "fr", "in", "jp", "ng", "uk", "us")
+Progress = Callable[[int, int], None]
 
-MAX_INTERESTS = 5
+MAX_INTERESTS, HISTORY_SPAN_MS = 5, 60 * DAY_MS
 DATASET_YAML = """\
 name: synthetic
 interactions: interactions.parquet
@@ -58,7 +57,6 @@ features:
   - {name: age_days, entity: item, kind: numeric, encoder: {type: bucketise}}
   - {name: hour, entity: context, kind: categorical, encoder: {type: vocabulary}}
   - {name: device, entity: context, kind: categorical, encoder: {type: vocabulary}}
-statistics: []
 """
 
 _HISTORY_CANDIDATES, _CHUNK_CANDIDATES = 6, 250_000
@@ -88,9 +86,7 @@ class SyntheticConfig(BaseModel):
     num_attributes: int = Field(default=40, ge=4, le=10_000, description="Distinct item attributes.")
     num_latents: int = Field(default=8, ge=2, le=64, description="Latent dimensions of taste.")
     history_length: int = Field(default=20, ge=1, le=500, description="Most clicks in a user's history.")
-    base_click_rate: float = Field(
-        default=0.25, gt=0, lt=1, description="Middle of the domains' click rates."
-    )
+    base_click_rate: float = Field(default=0.25, gt=0, lt=1, description="Middle of domains' click rates.")
     base_rate_spread: float = Field(default=0.5, ge=0, le=3, description="Spread of click rates, in logits.")
     signal: float = Field(default=1.25, ge=0, le=10, description="Spread of personal preference, in logits.")
     common: float = Field(default=0.15, ge=0, le=1, description="Share of preference common to groups.")
@@ -102,33 +98,28 @@ class SyntheticConfig(BaseModel):
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         """Refuse sizes that do not fit each other; the message names field, value and limit."""
-        needed = 1 + self.num_groups - self.opposite_pairs
-        most = {
-            "opposite_pairs": (self.num_groups // 2, "num_groups // 2"),
-            "num_groups": (self.num_domains, "num_domains"),
-            "num_tail_domains": (self.num_domains - 1, "num_domains - 1"),
-        }
-        for field, (limit, formula) in most.items():
+        for field, limit, formula in (
+            ("opposite_pairs", self.num_groups // 2, "num_groups // 2"),
+            ("num_groups", self.num_domains, "num_domains"),
+            ("num_tail_domains", self.num_domains - 1, "num_domains - 1"),
+        ):
             if (value := getattr(self, field)) > limit:
                 raise ValueError(f"{field} is {value}; at most {formula} = {limit} allowed")
-        if self.num_latents < needed:
+        if self.num_latents < (needed := 1 + self.num_groups - self.opposite_pairs):
             formula = "1 + num_groups - opposite_pairs"
             raise ValueError(f"num_latents is {self.num_latents}; at least {formula} = {needed} needed")
+        left = int(self.domain_rows()[: self.num_domains - self.num_tail_domains].min())
         least = self.tail_rows if self.num_tail_domains else 1
-        head = self.domain_rows()[: self.num_domains - self.num_tail_domains]
-        if head.min() < least:
-            raise ValueError(
-                f"num_rows is {self.num_rows}: too few, the smallest domain beside the tail domains would get "
-                f"{max(0, int(head.min()))} rows and needs at least {least}"
-            )
+        if left < least:
+            share = f"that leaves {left} for the smallest non-tail domain, at least {least} needed"
+            raise ValueError(f"num_rows is {self.num_rows}; {share}")
         return self
 
     def domain_rows(self) -> Ints:
         """Rows of each domain in the whole log: (D,) int64, largest first, tail domains last."""
         head, tail = self.num_domains - self.num_tail_domains, self.num_tail_domains
-        return truth.split_rows(
-            self.num_rows, head, tail, exponent=self.domain_zipf, tail_rows=self.tail_rows
-        )
+        zipf, tail_rows = self.domain_zipf, self.tail_rows
+        return truth.split_rows(self.num_rows, head, tail, exponent=zipf, tail_rows=tail_rows)
 
 
 PRESETS = {
@@ -151,8 +142,7 @@ class SyntheticSummary:
     best: dict[str, float | int | None]
 
 
-@dataclass(frozen=True, eq=False)
-class LogChunk:
+class LogChunk(NamedTuple):
     """n rows of one day in time order: (n,) int64, `probability` float64; `split` indexes `SPLITS`."""
 
     split: int
@@ -163,9 +153,7 @@ class LogChunk:
     dwell_ms: Ints
 
 
-def generate(
-    config: SyntheticConfig, out_dir: Path, progress: Callable[[int, int], None] | None = None
-) -> SyntheticSummary:
+def generate(config: SyntheticConfig, out_dir: Path, progress: Progress | None = None) -> SyntheticSummary:
     """Write a data set folder.
 
     Args:
@@ -198,9 +186,8 @@ def generate(
     description = DATASET_YAML.replace("HISTORY_LENGTH", str(config.history_length))
     (out_dir / "dataset.yaml").write_text(description, encoding="utf-8")
     num_row_groups = pq.read_metadata(log_file).num_row_groups
-    rows_per_split = dict(zip(SPLITS, tally.rows.sum(axis=0).tolist(), strict=True))
-    click_rate = int(tally.clicks.sum()) / config.num_rows
-    best = tally.sums["best"].value()
+    click_rate, best = int(tally.clicks.sum()) / config.num_rows, tally.sums["best"].value()
+    rows_per_split = _by_split(tally.rows.sum(axis=0))
     return SyntheticSummary(out_dir, config, num_row_groups, rows_per_split, click_rate, best)
 
 
@@ -210,15 +197,14 @@ def build_world(config: SyntheticConfig) -> World:
     planted = {"num_groups", "opposite_pairs", "num_latents", "common", "noise"}
     fields = config.model_dump(include=planted | {"base_click_rate", "base_rate_spread"})
     structure = truth.draw_structure(structure_rng, config.domain_rows(), **fields)
-    drifting = drift_rng if config.drift > 0 else None
-    latents = config.num_latents
+    drifting, latents = drift_rng if config.drift > 0 else None, config.num_latents
     users = truth.draw_users(user_rng, drifting, config.num_users, num_latents=latents, zipf=config.user_zipf)
     fields = {"num_attributes": config.num_attributes, "num_latents": latents, "zipf": config.item_zipf}
     items = truth.draw_items(item_rng, drifting, config.num_items, **fields)
-    extra = config.extra_domains
-    catalogue = truth.draw_catalogue(catalogue_rng, structure.rows, items.popularity, extra=extra)
-    no_shift = np.zeros(config.num_domains)
-    world = World(structure, users, items, catalogue, no_shift, config.signal, config.drift)
+    shown = truth.draw_catalogue(catalogue_rng, structure.rows, items.popularity, config.extra_domains)
+    world = World(
+        structure, users, items, shown, np.zeros(len(shown.starts) - 1), config.signal, config.drift
+    )
     return replace(world, intercept=world.solve_intercepts(catalogue_rng))
 
 
@@ -236,11 +222,9 @@ def log_chunks(config: SyntheticConfig, world: World, rng: np.random.Generator) 
             dealt = rng.multivariate_hypergeometric(left, count, method="marginals")
             left -= dealt
             domain = rng.permutation(np.repeat(np.arange(len(left)), dealt))
-
             quantile = (start + np.arange(count) + rng.random(count)) / day_rows
             moment = np.interp(quantile, _HOUR_CDF, np.linspace(0.0, DAY_MS - 1, 25)).astype(np.int64)
             rows = world.draw(rng, domain, moment * 24 // DAY_MS, day / (config.days - 1))
-
             probability = truth.sigmoid(world.logits(rows))
             label = (rng.random(count) < probability).astype(np.int64)
             dwell = rng.lognormal(np.where(label == 1, np.log(20_000), np.log(1_500)), 0.8).astype(np.int64)
@@ -265,13 +249,13 @@ class _Plan(NamedTuple):
 
 def _plan(config: SyntheticConfig) -> _Plan:
     digits = max(2, len(str(config.num_domains - 1)))
-    domains = pa.array([f"d{index:0{digits}d}" for index in range(config.num_domains)])
+    domains, attributes = _numbered("d", config.num_domains, digits), _numbered("a", config.num_attributes)
     users, items = _numbered("u", config.num_users), _numbered("i", config.num_items)
-    return _Plan(config, build_world(config), domains, users, items, _numbered("a", config.num_attributes))
+    return _Plan(config, build_world(config), domains, users, items, attributes)
 
 
-def _numbered(prefix: str, count: int) -> pa.Array:
-    return pa.array([f"{prefix}{index}" for index in range(count)])
+def _numbered(prefix: str, count: int, digits: int = 1) -> pa.Array:
+    return pa.array([f"{prefix}{index:0{digits}d}" for index in range(count)])
 
 
 def _lists(values: pa.Array, lengths: Ints) -> pa.ListArray:
@@ -292,19 +276,17 @@ def _item_tables(plan: _Plan, rng: np.random.Generator) -> Iterator[pa.Table]:
     items, catalogue = plan.world.items, plan.world.catalogue
     domain = np.repeat(np.arange(len(plan.domains)), np.diff(catalogue.starts))
     domain = domain[np.argsort(catalogue.members, kind="stable")]
-    brands = _numbered("b", int(items.brand.max()) + 1)
-    held = items.attributes >= 0
-    yield pa.table(
-        {
-            "item_id": plan.items,
-            "home_domain": plan.domains.take(pa.array(catalogue.home)),
-            "domains": _lists(plan.domains.take(pa.array(domain)), np.bincount(catalogue.members)),
-            "brand": brands.take(pa.array(items.brand)),
-            "attributes": _lists(plan.attributes.take(pa.array(items.attributes[held])), held.sum(axis=1)),
-            "price": pa.array(items.price, mask=rng.random(len(plan.items)) < plan.config.missing_ratio),
-            "age_days": items.age_days,
-        }
-    )
+    brands, held = _numbered("b", int(items.brand.max()) + 1), items.attributes >= 0
+    columns = {
+        "item_id": plan.items,
+        "home_domain": plan.domains.take(pa.array(catalogue.home)),
+        "domains": _lists(plan.domains.take(pa.array(domain)), np.bincount(catalogue.members)),
+        "brand": brands.take(pa.array(items.brand)),
+        "attributes": _lists(plan.attributes.take(pa.array(items.attributes[held])), held.sum(axis=1)),
+        "price": pa.array(items.price, mask=rng.random(len(plan.items)) < plan.config.missing_ratio),
+        "age_days": items.age_days,
+    }
+    yield pa.table(columns)
 
 
 def _user_tables(plan: _Plan, rng: np.random.Generator) -> Iterator[pa.Table]:
@@ -316,34 +298,31 @@ def _user_tables(plan: _Plan, rng: np.random.Generator) -> Iterator[pa.Table]:
         liking = (users.taste[user] - truth.SHARED_TASTE) @ plan.world.items.embedding.T
         ranked = np.argsort(-liking, axis=1, kind="stable")[:, :MAX_INTERESTS]
         weights = np.maximum(0.01, np.round(np.take_along_axis(liking, ranked, axis=1), 2))
-        num_listed = np.minimum(ranked.shape[1], rng.integers(0, MAX_INTERESTS + 1, len(user)))
+        num_listed = rng.binomial(ranked.shape[1], 0.75, len(user)) * (rng.random(len(user)) > 0.05)
         listed = np.arange(ranked.shape[1]) < num_listed[:, None]
-
         clicked, shown_in = _history(plan.world, user, length, rng)
         age_ms = np.sort(rng.integers(1, HISTORY_SPAN_MS, (len(user), length)), axis=1)[:, ::-1]
         wanted = rng.exponential(length * np.exp(0.5 * users.activity[user]))
         num_held = np.minimum(length, wanted).astype(np.int64)
         held = np.arange(length) >= length - num_held[:, None]
-        yield pa.table(
-            {
-                "user_id": plan.users.slice(start, len(user)),
-                "age_band": pa.array(AGE_BANDS).take(pa.array(users.age_band[user])),
-                "country": pa.array(COUNTRIES).take(pa.array(users.country[user])),
-                "activity": pa.array(users.activity[user], mask=rng.random(len(user)) < config.missing_ratio),
-                "interests": _lists(plan.attributes.take(pa.array(ranked[listed])), num_listed),
-                "interest_weights": _lists(pa.array(weights[listed]), num_listed),
-                "history_items": _lists(plan.items.take(pa.array(clicked[held])), num_held),
-                "history_domains": _lists(plan.domains.take(pa.array(shown_in[held])), num_held),
-                "history_time_ms": _lists(pa.array(LOG_START_MS - age_ms[held]), num_held),
-            }
-        )
+        columns = {
+            "user_id": plan.users.slice(start, len(user)),
+            "age_band": pa.array(AGE_BANDS).take(pa.array(users.age_band[user])),
+            "country": pa.array(COUNTRIES).take(pa.array(users.country[user])),
+            "activity": pa.array(users.activity[user], mask=rng.random(len(user)) < config.missing_ratio),
+            "interests": _lists(plan.attributes.take(pa.array(ranked[listed])), num_listed),
+            "interest_weights": _lists(pa.array(weights[listed]), num_listed),
+            "history_items": _lists(plan.items.take(pa.array(clicked[held])), num_held),
+            "history_domains": _lists(plan.domains.take(pa.array(shown_in[held])), num_held),
+            "history_time_ms": _lists(pa.array(LOG_START_MS - age_ms[held]), num_held),
+        }
+        yield pa.table(columns)
 
 
 def _history(world: World, user: Ints, length: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
-    """Draw H clicks for each of n users at the log's start: items and their domains, each (n, H) int64.
+    """Draw H clicks for each of n users before the log starts: items and their domains, each (n, H) int64.
 
-    A click is one of six exposures, chosen in proportion to its click probability (importance resampling):
-    close to the law of clicked exposures, at a fixed cost.
+    A click is picked from six exposures by click probability: near the law of clicks, at a fixed cost.
     """
     shape = (len(user), length, _HISTORY_CANDIDATES)
     count = int(np.prod(shape))
@@ -359,20 +338,19 @@ def _history(world: World, user: Ints, length: int, rng: np.random.Generator) ->
 
 def _log_table(plan: _Plan, chunk: LogChunk) -> pa.Table:
     rows = chunk.rows
-    return pa.table(
-        {
-            "user_id": plan.users.take(pa.array(rows.user)),
-            "item_id": plan.items.take(pa.array(rows.item)),
-            "domain": plan.domains.take(pa.array(rows.domain)),
-            "time_ms": chunk.time_ms,
-            "hour": pa.array(rows.hour, pa.int8()),
-            "device": pa.array(truth.DEVICES).take(pa.array(rows.device)),
-            "label": pa.array(chunk.label, pa.int8()),
-            "split": pa.repeat(SPLITS[chunk.split], len(rows.user)),
-            "dwell_ms": chunk.dwell_ms,
-            "true_probability": chunk.probability,
-        }
-    )
+    columns = {
+        "user_id": plan.users.take(pa.array(rows.user)),
+        "item_id": plan.items.take(pa.array(rows.item)),
+        "domain": plan.domains.take(pa.array(rows.domain)),
+        "time_ms": chunk.time_ms,
+        "hour": pa.array(rows.hour, pa.int8()),
+        "device": pa.array(truth.DEVICES).take(pa.array(rows.device)),
+        "label": pa.array(chunk.label, pa.int8()),
+        "split": pa.repeat(SPLITS[chunk.split], len(rows.user)),
+        "dwell_ms": chunk.dwell_ms,
+        "true_probability": chunk.probability,
+    }
+    return pa.table(columns)
 
 
 class _Tally:
@@ -398,16 +376,14 @@ class _Tally:
     def describe(self) -> dict[str, Any]:
         """Everything planted, and the figures on the test rows of three scorers."""
         config, structure = self._plan.config, self._plan.world.structure
-        counts = {"rows": self.rows, "clicks": self.clicks, "expected_clicks": self.expected}
         domains = {
             name: {
                 "group": int(structure.group[index]),
                 "tail": index >= config.num_domains - config.num_tail_domains,
                 "base_rate": float(structure.base_rate[index]),
-                **{
-                    key: dict(zip(SPLITS, count[index].tolist(), strict=True))
-                    for key, count in counts.items()
-                },
+                "rows": _by_split(self.rows[index]),
+                "clicks": _by_split(self.clicks[index]),
+                "expected_clicks": _by_split(self.expected[index]),
             }
             for index, name in enumerate(self._plan.domains.to_pylist())
         }
@@ -418,3 +394,7 @@ class _Tally:
             "group_similarity": structure.similarity().round(6).tolist(),
             "reachable_on_test": {name: sums.value() for name, sums in self.sums.items()},
         }
+
+
+def _by_split(counts: Ints) -> dict[str, int]:
+    return dict(zip(SPLITS, counts.tolist(), strict=True))

@@ -10,8 +10,9 @@ item i, hour h and device v at progress p through the log (0 at its start, 1 on 
 
 for the domain's group g, with orthonormal q_0 (shared), q_g, and e_d standard normal. The second group of an
 opposite pair has its partner's q_g and s_g = -1; all others have their own and s_g = 1. Appeal follows from
-the item's attributes alone, so an unseen item can be scored from its metadata. Taste and quality drift as
-x(p) = (x + m x') / sqrt(1 + m^2) with m = drift * p, for a second draw x' of what metadata do not show.
+the item's attributes alone, so an unseen item can be scored from its metadata. With m = drift * p,
+taste(p) = 1/2 + (taste - 1/2 + m t') / sqrt(1 + m^2) and quality(p) = (quality + m q') / sqrt(1 + m^2), for
+independent t', q' of equal spread; so the strength of tastes stays the same.
 
 Letters: D domains, G groups, L latents, U users, I items, A attributes, n rows, M (domain, item) memberships.
 """
@@ -39,8 +40,9 @@ MIN_CATALOGUE = 8
 """Least number of items a domain shows (or all items, where there are fewer)."""
 
 _SOLVER_PAIRS = 2048
-_NUM_BINS = 4096
-_BINS_PER_LOGIT = _NUM_BINS / 24.0
+_NUM_BINS = 2048
+_MAX_LOGIT = 8.0
+_BINS_PER_LOGIT = _NUM_BINS / (2 * _MAX_LOGIT)
 
 
 def sigmoid(logit: Floats) -> Floats:
@@ -134,7 +136,7 @@ def draw_structure(
 
 @dataclass(frozen=True, eq=False)
 class Users:
-    """Users: `taste` and the taste they drift to, `later_taste` (None without drift), (U, L) float32.
+    """Users: `taste` and what it drifts to beside `SHARED_TASTE`, `later_taste` or None, (U, L) float32.
 
     `bias` (U,) float32 logits; `cdf` (U,) float64 cumulative share of activity; `activity` (U,) float32, log
     of that share relative to the mean; `age_band`, `country` (U,) int64 codes, each with a taste of its own.
@@ -165,14 +167,13 @@ def draw_users(
         1 / 8
     )
 
-    def draw_own(source: np.random.Generator) -> Floats32:
-        return source.standard_normal((count, num_latents), dtype=np.float32) * np.float32(np.sqrt(0.5))
-
-    known = SHARED_TASTE + segment[age_band] + segment[NUM_AGE_BANDS + country]
+    own = np.sqrt(0.5) * rng.standard_normal((count, num_latents), dtype=np.float32)
+    taste = SHARED_TASTE + segment[age_band] + segment[NUM_AGE_BANDS + country] + own
+    later = drift_rng.standard_normal((count, num_latents), dtype=np.float32) if drift_rng else None
     bias = 0.3 * activity + rng.standard_normal(count, dtype=np.float32)
     return Users(
-        taste=(known + draw_own(rng)).astype(np.float32),
-        later_taste=(known + draw_own(drift_rng)).astype(np.float32) if drift_rng else None,
+        taste=taste.astype(np.float32),
+        later_taste=None if later is None else np.float32(np.sqrt(0.75)) * later,
         bias=(BIAS_STD * _standardised(bias)).astype(np.float32),
         cdf=np.cumsum(shares),
         activity=activity,
@@ -226,15 +227,14 @@ def draw_items(
     age_days = rng.exponential(150.0, count).astype(np.int64)
     visible = 0.6 * brand_level - 0.4 * log_price - 0.4 * _standardised(np.log1p(age_days))
 
-    def draw_quality(source: np.random.Generator) -> Floats32:
-        return (QUALITY_STD * _standardised(visible + 0.5 * source.standard_normal(count))).astype(np.float32)
-
+    quality = QUALITY_STD * _standardised(visible + 0.5 * rng.standard_normal(count))
+    later = drift_rng.standard_normal(count, dtype=np.float32) if drift_rng else None
     return Items(
         attributes=np.where(held, attributes, -1),
         embedding=embedding,
         appeal=_standardised(appeal).astype(np.float32),
-        quality=draw_quality(rng),
-        later_quality=draw_quality(drift_rng) if drift_rng else None,
+        quality=quality.astype(np.float32),
+        later_quality=None if later is None else np.float32(QUALITY_STD) * later,
         popularity=rng.permutation(zipf_shares(count, zipf)),
         brand=brand.astype(np.int64),
         price=np.exp(3.0 + log_price).astype(np.float32),
@@ -268,7 +268,7 @@ class Catalogue:
         return self.members[np.clip(slot, self.starts[domain], self.starts[domain + 1] - 1)]
 
 
-def draw_catalogue(rng: np.random.Generator, rows: Ints, popularity: Floats, *, extra: float) -> Catalogue:
+def draw_catalogue(rng: np.random.Generator, rows: Ints, popularity: Floats, extra: float) -> Catalogue:
     """Give each item a home domain and, on average, `extra` more; large domains show more, none too few.
 
     Args:
@@ -335,7 +335,8 @@ class World:
         move = np.float32(self.drift * rows.progress)
         if self.users.later_taste is not None and self.items.later_quality is not None and move > 0:
             kept = np.float32(1 / np.sqrt(1 + move * move))
-            taste = kept * (taste + move * self.users.later_taste[rows.user])
+            own = taste - np.float32(SHARED_TASTE) + move * self.users.later_taste[rows.user]
+            taste = np.float32(SHARED_TASTE) + kept * own
             quality = kept * (quality + move * self.items.later_quality[rows.item])
         matched = np.einsum("nl,nl,nl->n", weights[rows.domain], taste, self.items.appeal[rows.item])
         shift = self.intercept[rows.domain] + HOUR_EFFECT[rows.hour] + DEVICE_EFFECT[rows.device]
@@ -359,18 +360,18 @@ class World:
 class ReachableSums:
     """Counts of test rows by domain, label and score bin, so that memory does not grow with rows.
 
-    Bins are 1/171 logit wide over [-12, 12]; scores in one bin count as ties (1/2), which moves an AUC by
-    less than 1e-4. Log loss is summed exactly, in nats per row.
+    Bins are 1/128 logit wide over [-8, 8]; scores in one bin count as ties (1/2), which moves an AUC of
+    thousands of rows by less than 1e-4. Log loss is summed exactly, in nats per row.
     """
 
     def __init__(self, num_domains: int) -> None:
         """Start empty."""
-        self._counts = np.zeros((num_domains, 2, _NUM_BINS), dtype=np.int64)
+        self._counts = np.zeros((num_domains, 2, _NUM_BINS), dtype=np.int32)
         self._loss = 0.0
 
     def add(self, domain: Ints, label: Ints, logit: Floats) -> None:
         """Add rows: (n,) int64 domain, (n,) int64 0/1 label, (n,) float64 logit."""
-        bins = np.clip((logit + 12.0) * _BINS_PER_LOGIT, 0, _NUM_BINS - 1).astype(np.int64)
+        bins = np.clip((logit + _MAX_LOGIT) * _BINS_PER_LOGIT, 0, _NUM_BINS - 1).astype(np.int64)
         np.add.at(self._counts, (domain, label, bins), 1)
         self._loss += float(np.sum(np.logaddexp(0.0, logit) - label * logit))
 
@@ -388,8 +389,8 @@ class ReachableSums:
         }
 
 
-def _binned_auc(counts: Ints) -> float | None:
-    """ROC AUC of (2, bins) int64 counts of negatives and positives, ties 1/2; None without one class."""
+def _binned_auc(counts: NDArray[np.integer]) -> float | None:
+    """ROC AUC of (2, bins) counts of negatives and positives, ties 1/2; None without one class."""
     negatives, positives = counts
     pairs = int(negatives.sum()) * int(positives.sum())
     beaten = np.cumsum(negatives) - negatives / 2
