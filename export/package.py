@@ -127,7 +127,7 @@ def _copy_snapshot(run: RunFolder, folder: Path) -> dict[Literal["user", "item"]
             ids=f"features/{side}/ids.txt",
             ints=f"features/{side}/ints.npy",
             floats=f"features/{side}/floats.npy",
-            num_rows=len(run.prepared.entity_block(entity)),
+            num_rows=len(run.entity_block(entity)),
         )
     return files
 

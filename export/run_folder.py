@@ -17,9 +17,10 @@ from export.graph import CalibratorTable, ScoringGraph
 from export.rows import RowSampler, Snapshot
 from service.contract.encode import EncodedBlock
 from service.contract.schema import Entity, FeatureSchema
-from training.data.dataset import PreparedDataset, RowReader
+from training.data.dataset import RowReader
+from training.data.prepared import PreparedDataset
+from training.engine.artefacts import load_model
 from training.engine.calibrate import Calibrator
-from training.engine.fit import load_model
 from training.models.base import CtrModel
 
 CONTEXT_ROWS = 4096
@@ -82,14 +83,19 @@ class RunFolder:
         """Draws requests from the snapshot, with contexts as the log had them."""
         return RowSampler(self.schema, self._snapshot(), seed=seed)
 
+    def entity_block(self, entity: Entity) -> EncodedBlock:
+        """Stored rows of users or items, as of the end of training."""
+        rows = self.prepared.entities[entity]
+        return EncodedBlock(rows.ints, rows.floats)
+
     def _snapshot(self) -> Snapshot:
-        split = next((s for s in ("valid", "test", "train") if self.prepared.num_rows[s]), None)
+        split = next((s for s in ("valid", "test", "train") if self.prepared.rows[s]), None)
         if split is None:
             raise RunError(f"{self.path}: the prepared data have no rows")
         reader = RowReader(self.prepared, split)
         batch = next(iter(reader.batches(CONTEXT_ROWS, seed=0, epoch=0, shuffle=False)))
         return Snapshot(
-            user=self.prepared.entity_block(Entity.USER),
-            item=self.prepared.entity_block(Entity.ITEM),
+            user=self.entity_block(Entity.USER),
+            item=self.entity_block(Entity.ITEM),
             context=EncodedBlock(batch.context_ints, batch.context_floats),
         )
