@@ -1,0 +1,98 @@
+"""Reading a request body: declared as JSON, within its limit, before the deadline."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from service.errors import BodyTooLarge, UnsupportedMediaType
+from service.scoring.admission import Deadline
+
+Receive = Callable[[], Awaitable[Any]]
+Headers = Iterable[tuple[bytes, bytes]]
+
+DISCARD_FACTOR = (
+    8  # how many limits' worth of an oversized body are read, so that the caller hears the answer
+)
+
+
+class Disconnected(Exception):  # noqa: N818 - an event of the connection, not a failure
+    """The caller left before its body was complete."""
+
+
+def check_headers(headers: Headers) -> int | None:
+    """Check how the body is declared.
+
+    Returns:
+        The declared length in bytes, when there is one.
+
+    Raises:
+        UnsupportedMediaType: Not `application/json`, or compressed.
+    """
+    media_type, length = b"", None
+    for name, value in headers:
+        if name == b"content-type":
+            media_type = value
+        elif name == b"content-length" and value.isdigit():
+            length = int(value)
+        elif name == b"content-encoding" and value.strip().lower() != b"identity":
+            raise UnsupportedMediaType("the body must not be compressed", field="content-encoding")
+    if media_type != b"application/json" and media_type.split(b";")[0].strip().lower() != b"application/json":
+        sent = media_type.decode("latin-1")[:60] or "none"
+        raise UnsupportedMediaType(
+            f"content type must be application/json, got {sent}", field="content-type", value=sent
+        )
+    return length
+
+
+async def read_body(receive: Receive, declared: int | None, *, max_bytes: int, deadline: Deadline) -> bytes:
+    """Read the whole body.
+
+    Raises:
+        BodyTooLarge: It exceeds the limit, declared or in fact.
+        DeadlineExceeded: The caller took too long to send it.
+        Disconnected: The caller left.
+    """
+    try:
+        async with asyncio.timeout(max(deadline.remaining_s(), 0.0)):
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Disconnected
+            body: bytes = message["body"]
+            if not message.get("more_body") and len(body) <= max_bytes:
+                return body
+            return await _read_more(receive, body, declared, max_bytes)
+    except TimeoutError:
+        raise deadline.exceeded("body") from None
+
+
+async def _read_more(receive: Receive, first: bytes, declared: int | None, max_bytes: int) -> bytes:
+    """Collect the pieces; an oversized body is read on and dropped, within bounds, before it is refused."""
+    pieces, size, more = [first], len(first), True
+    discard_up_to = DISCARD_FACTOR * max_bytes
+    if declared is not None and declared > discard_up_to:
+        raise too_large(declared, max_bytes)
+    while more and size <= discard_up_to:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            if size > max_bytes:
+                break
+            raise Disconnected
+        size += len(message["body"])
+        if size <= max_bytes:
+            pieces.append(message["body"])
+        more = message.get("more_body", False)
+    if size > max_bytes:
+        raise too_large(declared or size, max_bytes)
+    return b"".join(pieces)
+
+
+def too_large(size: int, max_bytes: int) -> BodyTooLarge:
+    """The refusal of a body of `size` bytes."""
+    return BodyTooLarge(
+        f"the body has {size} bytes or more, at most {max_bytes} are taken", limit=max_bytes, value=size
+    )
+
+
+__all__ = ["Disconnected", "check_headers", "read_body"]

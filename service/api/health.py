@@ -1,0 +1,34 @@
+"""Probes: live (the loop turns), startup (golden rows passed once), ready (and not draining)."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from service.errors import NotReady
+from service.serving import Serving, State
+
+
+def health_router(serving: Serving) -> APIRouter:
+    """Routes of the three probes."""
+    router = APIRouter(prefix="/health", tags=["health"])
+
+    @router.get("/live", summary="The process answers; depends on nothing else")
+    async def live() -> dict[str, str]:
+        return {"status": "live"}
+
+    @router.get("/startup", summary="A bundle was loaded and its golden rows passed")
+    async def startup() -> dict[str, str]:
+        if serving.scorer is None:
+            raise NotReady(serving.reason)
+        return {"status": "started"}
+
+    @router.get("/ready", summary="Takes traffic: golden rows passed and not draining")
+    async def ready() -> dict[str, str]:
+        if serving.state is not State.READY or serving.scorer is None:
+            raise NotReady(serving.reason)
+        return {"status": "ready", "bundle": serving.scorer.loaded.bundle_id}
+
+    return router
+
+
+__all__ = ["health_router"]

@@ -1,0 +1,121 @@
+"""The wire format of `/score`: msgspec structs that decode requests, encode replies and make the OpenAPI entry.
+
+Limits that are settings (items, string and history lengths) are checked in `translate`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+Id = Annotated[str | int, Meta(description='Id as stored; 7 and "7" are the same.')]
+Features = Annotated[
+    dict[str, Any],
+    Meta(description="By feature name, overriding stored values; null means missing."),
+]
+
+
+class Item(Struct, forbid_unknown_fields=True, frozen=True):
+    """One candidate."""
+
+    id: Id
+    features: Features = {}
+
+
+class ItemColumns(Struct, forbid_unknown_fields=True, frozen=True):
+    """Candidates by column: every list has one value per candidate."""
+
+    id: Annotated[list[str | int], Meta(description="Ids of the candidates.")]
+    features: Annotated[
+        dict[str, list[Any]], Meta(description="Columns that override stored values; null means missing.")
+    ] = {}
+
+
+class User(Struct, forbid_unknown_fields=True, frozen=True):
+    """Whom the candidates are for. Without an id: an anonymous user."""
+
+    id: Annotated[
+        str | int | None, Meta(description="Unknown ids score through the schema's unknown row.")
+    ] = None
+    features: Features = {}
+    history: Annotated[
+        list[dict[str, Any]] | None,
+        Meta(
+            description="Events, oldest first; replaces the stored history. Fields are those of the schema."
+        ),
+    ] = None
+
+
+class ScoreRequest(Struct, forbid_unknown_fields=True, frozen=True):
+    """One domain, one user, N candidates."""
+
+    domain: Annotated[str, Meta(description="Domain in which the candidates would be shown.")]
+    items: Annotated[list[Item] | ItemColumns, Meta(description="Candidates, as rows or by column.")]
+    user: User = User()
+    context: Features = {}
+    request_id: Annotated[str | None, Meta(description="Echoed; generated when absent.")] = None
+    explain: Annotated[bool, Meta(description="Add where each entity's features came from.")] = False
+
+
+class ModelInfo(Struct, frozen=True):
+    """What scored the request."""
+
+    bundle: Annotated[str, Meta(description="Id of the bundle: sha256 of its content.")]
+    alias: str
+    cluster: int | None
+    graph: str
+
+
+class Explain(Struct, frozen=True):
+    """Where features came from: `known` (stored), `unknown` (defaults) or `anonymous`."""
+
+    user: str
+    items: list[str]
+    domain: Annotated[str, Meta(description="`known`, or `unknown` when the fallback row scored it.")]
+    domain_row: Annotated[int, Meta(description="Row of the graph's domain tables that was used.")]
+
+
+class ScoreReply(Struct, frozen=True):
+    """Calibrated click probabilities in the order of the items."""
+
+    request_id: str
+    domain: str
+    scores: Annotated[list[float], Meta(description="Probabilities in [0, 1].")]
+    model: ModelInfo
+    experiment: str | None = None
+    arm: str | None = None
+    degraded: Annotated[list[str], Meta(description="Parts that failed and were replaced by defaults.")] = []
+    explain: Explain | UnsetType = UNSET
+
+
+class Problem(Struct, frozen=True):
+    """RFC 9457 problem document."""
+
+    type: Annotated[str, Meta(description="URN ending in the code.")]
+    title: str
+    status: int
+    code: Annotated[str, Meta(description="Stable; what programs should look at.")]
+    detail: str
+    request_id: str
+    field: Annotated[str | UnsetType, Meta(description="JSON path of the offending value.")] = UNSET
+    limit: Annotated[float | UnsetType, Meta(description="What was allowed.")] = UNSET
+    value: Annotated[float | str | UnsetType, Meta(description="What was sent, shortened.")] = UNSET
+
+
+decode_request = msgspec.json.Decoder(ScoreRequest).decode
+encode_reply = msgspec.json.Encoder().encode
+
+__all__ = [
+    "Explain",
+    "Item",
+    "ItemColumns",
+    "ModelInfo",
+    "Problem",
+    "ScoreReply",
+    "ScoreRequest",
+    "User",
+    "decode_request",
+    "encode_reply",
+]

@@ -1,0 +1,128 @@
+"""Puts the service together: `/score` as a bare ASGI callable in front of the FastAPI app."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+
+from service.api.health import health_router
+from service.api.info import info_router
+from service.api.middleware import App, Message, ProblemMiddleware
+from service.api.openapi import merge_score
+from service.api.score import PATH, ScoreEndpoint
+from service.api.translate import Limits
+from service.bundles.registry import LoadedBundle
+from service.contract.store import ModelStore
+from service.errors import ServiceError
+from service.scoring.admission import Admission
+from service.scoring.runner import Runner
+from service.serving import Serving
+from service.settings import Settings
+from service.telemetry.metrics import Metrics
+
+TITLE = "ctr-serve"
+DESCRIPTION = (
+    "Click-through scoring over many domains. Errors are RFC 9457 problem documents with a stable `code`."
+)
+
+
+class Application:
+    """The ASGI app, and the state that its life cycle turns."""
+
+    def __init__(self, score: ScoreEndpoint, control: App, serving: Serving) -> None:
+        self._score = score
+        self._control = control
+        self.serving = serving
+
+    async def __call__(
+        self,
+        scope: Message,
+        receive: Callable[[], Awaitable[Message]],
+        send: Callable[[Message], Awaitable[None]],
+    ) -> None:
+        """Dispatch one request or the lifespan."""
+        if scope["type"] == "http" and scope["path"] == PATH:
+            await self._score(scope, receive, send)
+        else:
+            await self._control(scope, receive, send)
+
+
+def create_app(settings: Settings) -> Application:
+    """The service, which loads its bundle once the lifespan starts."""
+    metrics = Metrics(max_domain_labels=settings.max_domain_labels)
+    runner = Runner(inline_max_ms=settings.inline_max_ms, num_threads=settings.threads())
+
+    def load() -> LoadedBundle:
+        return load_bundle(settings)
+
+    serving = Serving(load, runner, metrics, max_items=settings.max_items)
+    score = ScoreEndpoint(
+        serving,
+        limits=Limits(settings.max_items, settings.max_string_length, settings.max_history),
+        admission=Admission(settings.max_inflight),
+        deadline_ms=settings.deadline_ms,
+        max_body_bytes=settings.max_body_bytes,
+        access_log_ratio=settings.access_log_ratio,
+    )
+    return Application(score, ProblemMiddleware(_control_app(serving), serving), serving)
+
+
+def load_bundle(settings: Settings) -> LoadedBundle:
+    """The bundle that the settings ask for; blocks.
+
+    Raises:
+        ContractError: The store lacks the bundle, or it is damaged.
+        StartupError: A graph does not open or fit, or golden rows differ.
+    """
+    return LoadedBundle.load(
+        ModelStore(settings.store),
+        settings.alias,
+        device=settings.device,
+        unknown_domain=settings.unknown_domain,
+        tolerance=settings.golden_tolerance,
+        check_ids=settings.check_ids,
+    )
+
+
+def _control_app(serving: Serving) -> FastAPI:
+    """Docs, health, metadata and metrics."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(serving.load())
+        yield
+        await loading
+        serving.close()
+
+    app = FastAPI(title=TITLE, description=DESCRIPTION, lifespan=lifespan)
+    app.include_router(health_router(serving))
+    app.include_router(info_router(serving))
+    plain_document = app.openapi
+
+    def document() -> dict[str, Any]:
+        loaded = None if serving.scorer is None else serving.scorer.loaded
+        return merge_score({**plain_document()}, loaded)
+
+    app.openapi = document  # type: ignore[method-assign]
+    app.add_exception_handler(ServiceError, _reraise)
+    return app
+
+
+async def _reraise(_: Any, error: Exception) -> Any:
+    """Leave our own errors to the middleware, which knows the request id."""
+    raise error
+
+
+def openapi_document(loaded: LoadedBundle | None) -> dict[str, Any]:
+    """The document of `/openapi.json`, without a running service."""
+    settings = Settings()
+    app = create_app(settings)
+    app.serving.close()
+    return merge_score(_control_app(app.serving).openapi(), loaded)
+
+
+__all__ = ["Application", "create_app", "load_bundle", "openapi_document"]

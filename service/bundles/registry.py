@@ -1,0 +1,197 @@
+"""A bundle in memory, verified and warm.
+
+`LoadedBundle.load` opens a bundle, its graphs, its feature snapshot and its encoders, replays the
+golden rows and times warm-up runs. It blocks for as long as that takes: call it off the event loop.
+Invariant: a `LoadedBundle` that exists has scored its golden rows right.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.contract.bundle import GOLDEN_FILE, Bundle
+from service.contract.encode import EntityEncoder
+from service.contract.manifest import InputSource
+from service.contract.schema import Entity, FeatureSchema
+from service.contract.store import ModelStore
+from service.errors import GraphError
+from service.features.ids import id_limits
+from service.features.memory_source import MemorySource
+from service.scoring.golden import TOLERANCE, check_golden, read_golden
+from service.scoring.predictor import Device, GraphRows, Predictor
+
+WARM_UP_ROWS = (1, 10, 100)
+WARM_UP_REPEATS = 3
+
+UnknownPolicy = Literal["manifest", "reject", "zero_shot"]
+Encoders = dict[Entity, EntityEncoder]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What scores one domain.
+
+    Attributes:
+        index: (1,) int64, the domain's row in the graph's tables.
+        graph: Key of the graph.
+        predictor: The graph, ready to run.
+        cluster: Of the domain, when it has one.
+        listed: False for the route of unknown domains.
+    """
+
+    index: NDArray[np.int64]
+    graph: str
+    predictor: Predictor
+    cluster: int | None
+    listed: bool
+
+
+@dataclass(frozen=True)
+class LoadedBundle:
+    """Everything one bundle needs to score.
+
+    Attributes:
+        bundle: As opened.
+        alias: Under which it was asked for.
+        predictors: By graph key.
+        routes: By domain name.
+        unknown: Route of domains that are not listed; None when they are rejected.
+        encoders: By entity.
+        source: Stored features.
+        golden_error: Largest |score - expected| over the golden rows, by graph.
+        load_s: Seconds it took.
+    """
+
+    bundle: Bundle
+    alias: str
+    predictors: dict[str, Predictor]
+    routes: dict[str, Route]
+    unknown: Route | None
+    encoders: Encoders
+    source: MemorySource
+    golden_error: dict[str, float]
+    load_s: float
+
+    @cached_property
+    def bundle_id(self) -> str:
+        """Sha256 (hex) of the bundle; kept, since the manifest would hash itself on every request."""
+        return self.bundle.bundle_id
+
+    @property
+    def version(self) -> str:
+        """Short id for labels and logs: 12 hex digits."""
+        return self.bundle_id[:12]
+
+    @classmethod
+    def load(
+        cls,
+        store: ModelStore,
+        alias: str,
+        *,
+        device: Device = "cpu",
+        unknown_domain: UnknownPolicy = "manifest",
+        tolerance: float = TOLERANCE,
+        check_ids: bool = False,
+    ) -> LoadedBundle:
+        """Open, verify, replay and warm.
+
+        Args:
+            store: Where bundles are.
+            alias: Alias, id or prefix of an id.
+            device: Where graphs run.
+            unknown_domain: Overrides the bundle's policy unless `manifest`.
+            tolerance: Largest allowed golden difference.
+            check_ids: Range-check ids before every run.
+
+        Raises:
+            ContractError: The store lacks the bundle, or it is damaged.
+            StartupError: A graph does not open or fit, or golden rows differ.
+        """
+        begun = time.perf_counter()
+        bundle = store.open(alias)
+        encoders = {entity: EntityEncoder(bundle.schema, entity) for entity in Entity}
+        limits = _limits(bundle.schema, encoders) if check_ids else None
+        predictors = {
+            key: Predictor(bundle.file(graph.file), graph, device=device, id_limits=limits)
+            for key, graph in bundle.manifest.graphs.items()
+        }
+        for key, predictor in predictors.items():
+            _check_widths(key, predictor, encoders)
+        source = MemorySource.from_bundle(bundle)
+        golden_error = check_golden(predictors, read_golden(bundle.file(GOLDEN_FILE)), tolerance=tolerance)
+        for predictor in predictors.values():
+            _warm_up(predictor, encoders)
+        routes, unknown = _routes(bundle, predictors, unknown_domain)
+        load_s = time.perf_counter() - begun
+        return cls(bundle, alias, predictors, routes, unknown, encoders, source, golden_error, load_s)
+
+
+def _routes(
+    bundle: Bundle, predictors: dict[str, Predictor], policy: UnknownPolicy
+) -> tuple[dict[str, Route], Route | None]:
+    manifest = bundle.manifest
+    routes = {
+        name: Route(_index(entry.index), entry.graph, predictors[entry.graph], entry.cluster, listed=True)
+        for name, entry in manifest.domains.items()
+    }
+    if (manifest.unknown_domain.policy if policy == "manifest" else policy) == "reject":
+        return routes, None
+    graph = manifest.unknown_domain.graph
+    return routes, Route(_index(bundle.schema.num_domains), graph, predictors[graph], None, listed=False)
+
+
+def _index(domain: int) -> NDArray[np.int64]:
+    return np.array([domain], dtype=np.int64)
+
+
+def _limits(schema: FeatureSchema, encoders: Encoders) -> dict[InputSource, NDArray[np.int64]]:
+    return {
+        "user.ints": id_limits(schema, encoders[Entity.USER].layout),
+        "item.ints": id_limits(schema, encoders[Entity.ITEM].layout),
+        "context.ints": id_limits(schema, encoders[Entity.CONTEXT].layout),
+    }
+
+
+def _check_widths(key: str, predictor: Predictor, encoders: Encoders) -> None:
+    """The graph takes rows as wide as the schema makes them.
+
+    Raises:
+        GraphError: It does not.
+    """
+    for entry in predictor.graph.inputs:
+        entity, _, block = entry.source.partition(".")
+        if block:
+            layout = encoders[Entity(entity)].layout
+            width = layout.int_width if block == "ints" else layout.float_width
+        else:
+            width = 0
+        if entry.width != width:
+            raise GraphError(
+                f"graph '{key}': input '{entry.name}' takes width {entry.width}, the schema gives {width}"
+            )
+
+
+def _warm_up(predictor: Predictor, encoders: Encoders) -> None:
+    """Run default rows at a few sizes, so that the clock knows what to expect."""
+    for num_rows in WARM_UP_ROWS:
+        rows = GraphRows(
+            user=encoders[Entity.USER].defaults(1),
+            context=encoders[Entity.CONTEXT].defaults(1),
+            item=encoders[Entity.ITEM].defaults(num_rows),
+            domain=_index(0),
+            request_index=np.zeros(num_rows, dtype=np.int64),
+        )
+        predictor.score(rows)  # the first run of a size allocates
+        for _ in range(WARM_UP_REPEATS):
+            begun = time.perf_counter()
+            predictor.score(rows)
+            predictor.clock.record(num_rows, (time.perf_counter() - begun) * 1000)
+
+
+__all__ = ["LoadedBundle", "Route"]

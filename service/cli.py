@@ -1,0 +1,170 @@
+"""`ctr-serve`: run the service, check a bundle, print the OpenAPI document."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from service.contract.errors import ContractError
+from service.errors import RuntimeMissingError, StartupError
+from service.settings import Settings, unknown_variables
+
+if TYPE_CHECKING:
+    from service.bundles.registry import LoadedBundle
+
+app = typer.Typer(
+    help="Score click-through over many domains: POST /score answers N probabilities for one user and N items.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+
+def _about(name: str) -> str:
+    """An option's help is the setting's own sentence, its default and its variable."""
+    field = Settings.model_fields[name]
+    return f"{field.description} [default: {field.default}; env CTR_{name.upper()}]"
+
+
+def _option(name: str) -> Any:
+    return typer.Option(help=_about(name), show_default=False)
+
+
+@app.command()
+def run(
+    store: Annotated[Path | None, _option("store")] = None,
+    alias: Annotated[str | None, _option("alias")] = None,
+    host: Annotated[str | None, _option("host")] = None,
+    port: Annotated[int | None, _option("port")] = None,
+    workers: Annotated[int | None, _option("workers")] = None,
+    device: Annotated[str | None, _option("device")] = None,
+    deadline_ms: Annotated[int | None, _option("deadline_ms")] = None,
+    max_items: Annotated[int | None, _option("max_items")] = None,
+    max_body_bytes: Annotated[int | None, _option("max_body_bytes")] = None,
+    max_inflight: Annotated[int | None, _option("max_inflight")] = None,
+    unknown_domain: Annotated[str | None, _option("unknown_domain")] = None,
+    drain_pause_s: Annotated[float | None, _option("drain_pause_s")] = None,
+    log_level: Annotated[str | None, _option("log_level")] = None,
+) -> None:
+    """Serve until SIGTERM (drains first) or Ctrl-C.
+
+    Further settings have no option of their own and are read from CTR_... variables; see service/settings.py.
+    """
+    settings = _settings(
+        store=store,
+        alias=alias,
+        host=host,
+        port=port,
+        workers=workers,
+        device=device,
+        deadline_ms=deadline_ms,
+        max_items=max_items,
+        max_body_bytes=max_body_bytes,
+        max_inflight=max_inflight,
+        unknown_domain=unknown_domain,
+        drain_pause_s=drain_pause_s,
+        log_level=log_level,
+    )
+    try:
+        if settings.workers > 1:
+            from service.supervisor import Supervisor  # what it imports must not import prometheus_client yet
+
+            code = Supervisor(settings).run()
+        else:
+            from service.server import serve
+
+            serve(settings)
+            code = 0
+    except (RuntimeMissingError, OSError) as error:
+        _fail(f"cannot serve on {settings.host}:{settings.port}: {error}")
+    raise typer.Exit(code)
+
+
+@app.command()
+def check(
+    store: Annotated[Path | None, _option("store")] = None,
+    alias: Annotated[str | None, _option("alias")] = None,
+    device: Annotated[str | None, _option("device")] = None,
+) -> None:
+    """Open a bundle, verify every file, replay its golden rows; exit 1 with the reason if it must not serve."""
+    settings = _settings(store=store, alias=alias, device=device)
+    loaded = _load(settings)
+    Console().print(_report(loaded))
+
+
+@app.command()
+def openapi(
+    store: Annotated[
+        Path | None, typer.Option(help="Model store whose bundle gives the examples; generic ones without.")
+    ] = None,
+    alias: Annotated[str | None, _option("alias")] = None,
+) -> None:
+    """Print the OpenAPI document as JSON."""
+    loaded = None if store is None else _load(_settings(store=store, alias=alias))
+    try:
+        from service.app import openapi_document
+    except RuntimeMissingError as error:
+        _fail(str(error))
+    typer.echo(json.dumps(openapi_document(loaded), indent=1))
+
+
+def _settings(**given: Any) -> Settings:
+    """Settings from options over the environment; anything wrong ends the command."""
+    if odd := unknown_variables(os.environ):
+        _fail(
+            f"unknown variables {', '.join(odd)}; the settings are {', '.join(sorted(Settings.model_fields))}"
+        )
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(map(str, problem["loc"]))
+        _fail(f"setting {name}: {problem['msg']}, got {problem['input']!r}")
+
+
+def _load(settings: Settings) -> LoadedBundle:
+    try:
+        from service.app import load_bundle
+
+        return load_bundle(settings)
+    except (ContractError, StartupError) as error:
+        _fail(str(error))
+
+
+def _report(loaded: LoadedBundle) -> Table:
+    """What a checked bundle holds, one line per graph."""
+    manifest = loaded.bundle.manifest
+    table = Table(
+        title=f"{manifest.name} ({manifest.model}), bundle {loaded.version}, alias {loaded.alias}",
+        caption=f"{len(manifest.domains)} domains, {len(loaded.source.users)} users, {len(loaded.source.items)} items "
+        f"stored; verified and warm in {loaded.load_s:.2f} s",
+    )
+    for column in ("graph", "form", "precision", "domains", "golden max error", "ms at 100 rows"):
+        table.add_column(column)
+    for key, graph in manifest.graphs.items():
+        domains = sum(entry.graph == key for entry in manifest.domains.values())
+        run_ms = loaded.predictors[key].clock.expected_ms(100)
+        error = loaded.golden_error[key]
+        table.add_row(key, graph.form, graph.precision, str(domains), f"{error:.2g}", f"{run_ms:.3f}")
+    return table
+
+
+def _fail(reason: str) -> NoReturn:
+    """End the command with the reason on stderr and exit code 1."""
+    typer.secho(f"ctr-serve: {reason}", err=True, fg=typer.colors.RED)
+    raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""Errors of the service, each with the HTTP status and stable code it is answered with.
+
+    ServiceError                     what a caller may be told (RFC 9457 problem document)
+    +-- MalformedBody          400   the body is not JSON
+    +-- UnknownDomain          404   the bundle does not list the domain and the policy is `reject`
+    +-- UnknownModel           404   no model of that name
+    +-- NotFound               404   no such path
+    +-- MethodNotAllowed       405
+    +-- BodyTooLarge           413
+    +-- UnsupportedMediaType   415
+    +-- InvalidRequest         422   JSON, but not what the schema takes
+    |   +-- NoItems            422
+    |   +-- TooManyItems       422
+    |   +-- TooLong            422   a string or list above its limit
+    +-- Overloaded             429   in-flight bound reached; carries Retry-After
+    +-- InternalError          500   anything unexpected; its cause goes to the log only
+    +-- NotReady               503   no verified bundle (yet)
+    +-- DeadlineExceeded       504
+
+    StartupError                     why a process cannot serve; shown by the CLI, the log, /health/ready
+    +-- RuntimeMissingError          onnxruntime (or its CUDA provider) is not installed
+    +-- GraphError                   a graph cannot be opened or does not fit the manifest
+    +-- GoldenError                  golden rows do not score as recorded
+
+    GraphRunError                    a graph failed on a request's rows; answered as InternalError
+
+Invariant: `ServiceError.detail` holds nothing but the caller's own values and the service's limits.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+PROBLEM_TYPE_PREFIX = "urn:ctr-serve:problem:"
+
+
+class ServiceError(Exception):
+    """What a caller may be told.
+
+    Attributes:
+        detail: One sentence for this occurrence.
+        field: JSON path of the offending value, e.g. `$.items[3].features.price`.
+        limit: What was allowed.
+        value: What was sent, shortened.
+        retry_after_s: Seconds after which a retry makes sense.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        field: str | None = None,
+        limit: int | float | None = None,
+        value: int | float | str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.field = field
+        self.limit = limit
+        self.value = value
+        self.retry_after_s = retry_after_s
+
+    def problem(self, request_id: str) -> dict[str, Any]:
+        """The RFC 9457 document of this error."""
+        document: dict[str, Any] = {
+            "type": PROBLEM_TYPE_PREFIX + self.code,
+            "title": self.title,
+            "status": self.status,
+            "code": self.code,
+            "detail": self.detail,
+            "request_id": request_id,
+        }
+        extra = {"field": self.field, "limit": self.limit, "value": self.value}
+        document.update({key: value for key, value in extra.items() if value is not None})
+        return document
+
+
+class MalformedBody(ServiceError):
+    """The body is not JSON."""
+
+    status = 400
+    code = "malformed_json"
+    title = "Body is not valid JSON"
+
+
+class UnknownDomain(ServiceError):
+    """The bundle does not list the domain and the policy is to reject."""
+
+    status = 404
+    code = "unknown_domain"
+    title = "Unknown domain"
+
+
+class UnknownModel(ServiceError):
+    """No model of that name is served."""
+
+    status = 404
+    code = "unknown_model"
+    title = "Unknown model"
+
+
+class NotFound(ServiceError):
+    """No such path."""
+
+    status = 404
+    code = "not_found"
+    title = "Not found"
+
+
+class MethodNotAllowed(ServiceError):
+    """The path exists, the method does not."""
+
+    status = 405
+    code = "method_not_allowed"
+    title = "Method not allowed"
+
+
+class BodyTooLarge(ServiceError):
+    """The body exceeds `max_body_bytes`."""
+
+    status = 413
+    code = "body_too_large"
+    title = "Body too large"
+
+
+class UnsupportedMediaType(ServiceError):
+    """The body is not declared as plain JSON."""
+
+    status = 415
+    code = "unsupported_media_type"
+    title = "Unsupported media type"
+
+
+class InvalidRequest(ServiceError):
+    """JSON, but not what the request or feature schema takes."""
+
+    status = 422
+    code = "invalid_request"
+    title = "Invalid request"
+
+
+class NoItems(InvalidRequest):
+    """There is nothing to score."""
+
+    code = "no_items"
+    title = "No items"
+
+
+class TooManyItems(InvalidRequest):
+    """More candidates than `max_items`."""
+
+    code = "too_many_items"
+    title = "Too many items"
+
+
+class TooLong(InvalidRequest):
+    """A string or list exceeds its limit."""
+
+    code = "too_long"
+    title = "Value too long"
+
+
+class Overloaded(ServiceError):
+    """The in-flight bound is reached; the request was refused without being read."""
+
+    status = 429
+    code = "overloaded"
+    title = "Too many requests in flight"
+
+
+class InternalError(ServiceError):
+    """Anything unexpected. Its cause is logged under the request id and never sent."""
+
+
+class NotReady(ServiceError):
+    """No verified bundle is loaded, or the process is draining."""
+
+    status = 503
+    code = "not_ready"
+    title = "Not ready"
+
+
+class DeadlineExceeded(ServiceError):
+    """The request's time ran out."""
+
+    status = 504
+    code = "deadline_exceeded"
+    title = "Deadline exceeded"
+
+
+ANSWERED: tuple[type[ServiceError], ...] = (
+    MalformedBody,
+    UnknownDomain,
+    UnknownModel,
+    NotFound,
+    MethodNotAllowed,
+    BodyTooLarge,
+    UnsupportedMediaType,
+    InvalidRequest,
+    NoItems,
+    TooManyItems,
+    TooLong,
+    Overloaded,
+    InternalError,
+    NotReady,
+    DeadlineExceeded,
+)
+"""Every error a caller can meet; the source of the OpenAPI entry and of the README's table."""
+
+
+class StartupError(Exception):
+    """Why a process cannot serve. Its text is meant for operators."""
+
+
+class RuntimeMissingError(StartupError, ImportError):
+    """Onnxruntime, or the execution provider that was asked for, is not installed."""
+
+
+class GraphError(StartupError):
+    """A graph cannot be opened, or does not fit the manifest or schema."""
+
+
+class GoldenError(StartupError):
+    """Golden rows are missing, malformed, or do not score as recorded."""
+
+
+class GraphRunError(Exception):
+    """A graph failed on a request's rows, or returned numbers that are not finite."""

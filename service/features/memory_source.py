@@ -1,0 +1,163 @@
+"""Feature source inside the process: the bundle's snapshot, memory-mapped.
+
+Reads the `SnapshotFiles` of a bundle: ids (one a line), `ints.npy` (n, I) int32 and `floats.npy`
+(n, F) float32 in the same order. The arrays stay mapped, so workers share their pages; only the
+id -> slot index is private. Invariant: every id in a snapshot that opened lies within its encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.contract.bundle import Bundle
+from service.contract.encode import EncodedBlock
+from service.contract.errors import BundleError
+from service.contract.layout import EntityLayout, entity_layout
+from service.contract.manifest import SnapshotFiles
+from service.contract.schema import Entity, FeatureSchema
+from service.features.ids import id_limits
+from service.features.source import StoredRows
+
+CHUNK_ROWS = 65_536
+
+
+class EntityTable:
+    """Encoded rows of one entity, gathered by id.
+
+    Args:
+        layout: Of the entity.
+        ids: n distinct ids.
+        ints: (n, int_width) int32.
+        floats: (n, float_width) float32.
+    """
+
+    def __init__(
+        self, layout: EntityLayout, ids: Sequence[str], ints: NDArray[np.int32], floats: NDArray[np.float32]
+    ) -> None:
+        self._slot_of = {value: slot for slot, value in enumerate(ids)}
+        self._ints = ints
+        self._floats = floats
+        self._default = EncodedBlock(layout.default_ints[None, :], layout.default_floats[None, :])
+
+    def __len__(self) -> int:
+        return len(self._slot_of)
+
+    def first_ids(self, count: int) -> list[str]:
+        """Some stored ids, for examples that run."""
+        return [value for value, _ in zip(self._slot_of, range(count), strict=False)]
+
+    def default_row(self) -> StoredRows:
+        """One row of an entity without an id."""
+        return StoredRows(
+            EncodedBlock(self._default.ints.copy(), self._default.floats.copy()), np.zeros(1, dtype=np.bool_)
+        )
+
+    def gather(self, ids: Sequence[str]) -> StoredRows:
+        """Rows of ids, in order; one fancy index per block, then defaults where an id is not stored."""
+        num_rows = len(ids)
+        slots = np.fromiter(map(self._slot_of.get, ids, repeat(-1)), np.intp, num_rows)
+        known = slots >= 0
+        if known.all():
+            return StoredRows(EncodedBlock(self._ints[slots], self._floats[slots]), known)
+        ints = np.repeat(self._default.ints, num_rows, axis=0)
+        floats = np.repeat(self._default.floats, num_rows, axis=0)
+        found = slots[known]
+        ints[known] = self._ints[found]
+        floats[known] = self._floats[found]
+        return StoredRows(EncodedBlock(ints, floats), known)
+
+
+class MemorySource:
+    """Users and items of one bundle's snapshot; an entity without a snapshot is empty."""
+
+    def __init__(self, users: EntityTable, items: EntityTable) -> None:
+        self.users = users
+        self.items = items
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle) -> MemorySource:
+        """Open the snapshot of a bundle.
+
+        Raises:
+            BundleError: A snapshot file does not fit the schema or its own row count.
+        """
+        return cls(_open_table(bundle, Entity.USER), _open_table(bundle, Entity.ITEM))
+
+    async def fetch(self, user: str | None, items: Sequence[str]) -> tuple[StoredRows, StoredRows]:
+        """Rows of one user and of N items; never waits."""
+        stored = self.users.default_row() if user is None else self.users.gather((user,))
+        return stored, self.items.gather(items)
+
+
+def _open_table(bundle: Bundle, entity: Entity) -> EntityTable:
+    layout = entity_layout(bundle.schema, entity)
+    files = bundle.manifest.features.get("user" if entity is Entity.USER else "item")
+    if files is None:
+        empty = np.zeros((0, layout.int_width), np.int32), np.zeros((0, layout.float_width), np.float32)
+        return EntityTable(layout, (), *empty)
+    ids = _read_ids(bundle.file(files.ids), files)
+    ints = _open_array(bundle.file(files.ints), np.dtype(np.int32), (files.num_rows, layout.int_width))
+    floats = _open_array(
+        bundle.file(files.floats), np.dtype(np.float32), (files.num_rows, layout.float_width)
+    )
+    _check_content(bundle.schema, layout, bundle.file(files.ints), ints, bundle.file(files.floats), floats)
+    return EntityTable(layout, ids, ints, floats)
+
+
+def _read_ids(path: Path, files: SnapshotFiles) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise BundleError(path, "is not UTF-8 text") from None
+    ids = text.removesuffix("\n").split("\n") if text else []
+    if len(ids) != files.num_rows:
+        raise BundleError(path, f"has {len(ids)} ids, the manifest says {files.num_rows}")
+    if len(set(ids)) != len(ids):
+        raise BundleError(path, "lists an id twice")
+    return ids
+
+
+def _open_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, int]) -> NDArray[Any]:
+    """Map an array; one without elements cannot be mapped and is read."""
+    try:
+        array = np.load(path, mmap_mode="r" if shape[0] * shape[1] else None, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise BundleError(path, f"cannot be read as an array ({type(error).__name__})") from None
+    if array.dtype != dtype or array.shape != shape:
+        raise BundleError(path, f"is {array.shape} {array.dtype}, expected {shape} {dtype}")
+    return np.asarray(array)
+
+
+def _check_content(
+    schema: FeatureSchema,
+    layout: EntityLayout,
+    ints_path: Path,
+    ints: NDArray[np.int32],
+    floats_path: Path,
+    floats: NDArray[np.float32],
+) -> None:
+    """Every id in range, every number finite; reads the files once, in pieces."""
+    limits = id_limits(schema, layout)
+    for start in range(0, len(ints), CHUNK_ROWS):
+        piece = ints[start : start + CHUNK_ROWS]
+        bad = (piece < 0) | (piece >= limits)
+        if bad.any():
+            row, column = (int(x) for x in np.argwhere(bad)[0])
+            raise BundleError(
+                ints_path,
+                f"row {start + row}, column {column}: id {int(piece[row, column])} "
+                f"is not in [0, {int(limits[column])})",
+            )
+        numbers = floats[start : start + CHUNK_ROWS]
+        if not np.isfinite(numbers).all():
+            row = int(np.argwhere(~np.isfinite(numbers))[0][0])
+            raise BundleError(floats_path, f"row {start + row} holds a number that is not finite")
+
+
+__all__ = ["EntityTable", "MemorySource"]

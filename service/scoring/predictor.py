@@ -1,0 +1,215 @@
+"""One ONNX graph, ready to run.
+
+Opens a session by file path (external weights are found beside it and memory-mapped) and fills its
+inputs from encoded rows as the manifest's `GraphInput` list says. Invariant: what `run` returns is
+(N,) float32 and finite, or it raises.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.contract.encode import EncodedBlock
+from service.contract.manifest import Graph, GraphInput, InputSource
+from service.errors import GraphError, GraphRunError, RuntimeMissingError
+from service.scoring.clock import RunClock
+from service.scoring.runtime import onnxruntime
+
+Device = Literal["cpu", "cuda"]
+PROVIDERS: Final[dict[Device, str]] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+ORT_TYPES: Final = {"int32": "tensor(int32)", "int64": "tensor(int64)", "float32": "tensor(float)"}
+
+
+@dataclass(frozen=True, slots=True)
+class GraphRows:
+    """Encoded rows of one run: R requests, N candidates.
+
+    Attributes:
+        user: R rows.
+        context: R rows.
+        item: N rows.
+        domain: (R,) int64 domain indices.
+        request_index: (N,) int64 in [0, R): whose candidate a row is.
+    """
+
+    user: EncodedBlock
+    context: EncodedBlock
+    item: EncodedBlock
+    domain: NDArray[np.int64]
+    request_index: NDArray[np.int64]
+
+    def of(self, source: InputSource) -> NDArray[Any]:
+        """The array behind one input source."""
+        match source:
+            case "user.ints":
+                return self.user.ints
+            case "user.floats":
+                return self.user.floats
+            case "item.ints":
+                return self.item.ints
+            case "item.floats":
+                return self.item.floats
+            case "context.ints":
+                return self.context.ints
+            case "context.floats":
+                return self.context.floats
+            case "domain":
+                return self.domain
+            case "request_index":
+                return self.request_index
+
+
+class Predictor:
+    """A session and the recipe of its inputs.
+
+    Args:
+        path: The graph's file.
+        graph: Its entry in the manifest.
+        device: Where it runs; a device that is not there is refused, never replaced.
+        id_limits: For debugging: exclusive upper bounds of ids by source, e.g. {"user.ints": (I,) int64};
+            when given, every run checks its ids first.
+
+    Raises:
+        GraphError: The file cannot be opened, or its inputs and output differ from the manifest.
+        RuntimeMissingError: The installed onnxruntime lacks the device.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        graph: Graph,
+        *,
+        device: Device = "cpu",
+        id_limits: Mapping[InputSource, NDArray[np.int64]] | None = None,
+    ) -> None:
+        self.graph = graph
+        self.clock = RunClock()
+        self._path = path
+        self._session = _open_session(path, device)
+        _check_signature(path, graph, self._session)
+        self._outputs = [graph.output]
+        self._inputs: Sequence[tuple[str, InputSource, np.dtype[Any]]] = [
+            (entry.name, entry.source, np.dtype(entry.dtype)) for entry in graph.inputs
+        ]
+        self._limits = {} if id_limits is None else {e.name: id_limits.get(e.source) for e in graph.inputs}
+        # CUDA sessions are not safe to run from several threads at once.
+        self._lock = threading.Lock() if device == "cuda" else None
+
+    def inputs(self, rows: GraphRows) -> dict[str, NDArray[Any]]:
+        """The graph's inputs by name, cast where the graph asks for another integer width."""
+        return {name: rows.of(source).astype(dtype, copy=False) for name, source, dtype in self._inputs}
+
+    def score(self, rows: GraphRows) -> NDArray[np.float32]:
+        """Calibrated probabilities, (N,) float32.
+
+        Raises:
+            GraphRunError: As `run`.
+        """
+        return self.run(self.inputs(rows))
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """Run the graph on inputs given by name.
+
+        Returns:
+            Probabilities, (N,) float32.
+
+        Raises:
+            GraphRunError: The graph failed, returned another shape, or a number that is not finite;
+                with `id_limits`, an id was out of range.
+        """
+        for name, limits in self._limits.items():
+            if limits is not None:
+                _check_ids(name, inputs[name], limits)
+        try:
+            if self._lock is None:
+                scores: NDArray[np.float32] = self._session.run(self._outputs, inputs)[0]
+            else:
+                with self._lock:
+                    scores = self._session.run(self._outputs, inputs)[0]
+        except Exception as error:
+            raise GraphRunError(f"{self._path.name}: {type(error).__name__}: {error}") from error
+        if scores.ndim != 1:
+            raise GraphRunError(f"{self._path.name}: output must be (N,), got {scores.shape}")
+        if not math.isfinite(scores.sum(dtype=np.float64)):
+            raise GraphRunError(f"{self._path.name}: row {_first_odd(scores)} has no finite score")
+        return scores
+
+
+def _first_odd(scores: NDArray[np.float32]) -> int:
+    return int(np.flatnonzero(~np.isfinite(scores))[0])
+
+
+def _open_session(path: Path, device: Device) -> Any:
+    """A sequential session: parallel runs come from processes, not from threads inside one run."""
+    provider = PROVIDERS[device]
+    if provider not in onnxruntime.get_available_providers():
+        raise RuntimeMissingError(
+            f"this onnxruntime has no {provider}; for device '{device}' install the extra "
+            f"`{'gpu' if device == 'cuda' else 'cpu'}`"
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.add_session_config_entry("session.disable_prepacking", "0")
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+    except Exception as error:  # noqa: BLE001 - the runtime raises its own unrelated classes
+        raise GraphError(
+            f"{path}: cannot be opened as an ONNX graph ({type(error).__name__}: {error})"
+        ) from None
+    if provider not in session.get_providers():
+        raise GraphError(f"{path}: the runtime fell back to {session.get_providers()} instead of {provider}")
+    return session
+
+
+def _check_signature(path: Path, graph: Graph, session: Any) -> None:
+    found = {entry.name: entry for entry in session.get_inputs()}
+    if odd := set(found) ^ {entry.name for entry in graph.inputs}:
+        raise GraphError(f"{path}: graph and manifest disagree on inputs {sorted(odd)}")
+    for entry in graph.inputs:
+        _check_input(path, entry, found[entry.name])
+    outputs = {output.name: output for output in session.get_outputs()}
+    if graph.output not in outputs:
+        raise GraphError(f"{path}: has no output '{graph.output}'; outputs are {sorted(outputs)}")
+    output = outputs[graph.output]
+    if output.type != ORT_TYPES["float32"] or len(output.shape) != 1:
+        raise GraphError(
+            f"{path}: output '{graph.output}' must be (N,) float32, got {output.shape} {output.type}"
+        )
+
+
+def _check_input(path: Path, entry: GraphInput, found: Any) -> None:
+    if found.type != ORT_TYPES[entry.dtype]:
+        raise GraphError(f"{path}: input '{entry.name}' is {found.type}, the manifest says {entry.dtype}")
+    rank = 2 if entry.width else 1
+    width = found.shape[1] if len(found.shape) == 2 else 0
+    if len(found.shape) != rank or (isinstance(width, int) and width != entry.width):
+        raise GraphError(
+            f"{path}: input '{entry.name}' has shape {found.shape}, the manifest says width {entry.width}"
+        )
+
+
+def _check_ids(name: str, ids: NDArray[Any], limits: NDArray[np.int64]) -> None:
+    bad = (ids < 0) | (ids >= limits)
+    if bad.any():
+        row, column = (int(x) for x in np.argwhere(bad)[0])
+        raise GraphRunError(
+            f"input '{name}', row {row}, column {column}: id {int(ids[row, column])} "
+            f"is not in [0, {int(limits[column])})"
+        )
+
+
+__all__ = ["Device", "GraphRows", "Predictor"]

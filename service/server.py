@@ -1,0 +1,110 @@
+"""One serving process: socket, event loop, signals and drain.
+
+On SIGTERM: not ready at once; keep answering for `drain_pause_s` (each reply asks its caller to
+connect elsewhere); stop listening; let requests finish; exit 0. SIGINT skips the pause, a second one
+stops waiting. Invariant: a request that reached an accepted connection is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+
+import uvicorn
+
+from service.app import Application, create_app
+from service.settings import Settings
+from service.sockets import bind
+from service.telemetry.log import configure_logging, get_logger
+
+BACKLOG = 2048
+LINGER_S = 0.5
+POLL_S = 0.02
+
+log = get_logger(__name__)
+
+
+class DrainingServer(uvicorn.Server):
+    """Uvicorn with our reading of signals: it drains instead of closing at once.
+
+    Args:
+        app: The application.
+        settings: Of this process.
+        parent: The supervisor; its end drains this process too.
+    """
+
+    def __init__(self, app: Application, settings: Settings, parent: BaseProcess | None = None) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                loop="uvloop",
+                http="httptools",
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                backlog=BACKLOG,
+                timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
+            )
+        )
+        self._app = app
+        self._pause_s = settings.drain_pause_s
+        self._parent = parent
+        self._drain: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Turn signals into a drain; uvicorn's own version would close and then raise them again."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.drain, self._pause_s)
+        loop.add_signal_handler(signal.SIGINT, self.drain, 0.0)
+        if self._parent is not None:
+            loop.add_reader(self._parent.sentinel, self._parent_ended)
+        try:
+            yield
+        finally:
+            loop.remove_signal_handler(signal.SIGTERM)
+            loop.remove_signal_handler(signal.SIGINT)
+
+    def drain(self, pause_s: float) -> None:
+        """Begin to drain; asked a second time without a pause, stop waiting."""
+        if self._drain is None:
+            self._drain = asyncio.get_running_loop().create_task(self._drain_and_stop(pause_s))
+        elif not pause_s:
+            self.should_exit = self.force_exit = True
+
+    async def _drain_and_stop(self, pause_s: float) -> None:
+        log.info("drain_begun", pause_s=pause_s)
+        self._app.serving.begin_drain()
+        await asyncio.sleep(pause_s)
+        for server in self.servers:
+            server.close()
+        # Connections accepted last may have their first request on the way: closing them now would
+        # fail it. Each one closes itself after its next reply.
+        left = LINGER_S
+        while self.server_state.connections and left > 0:
+            await asyncio.sleep(POLL_S)
+            left -= POLL_S
+        self.should_exit = True
+
+    def _parent_ended(self) -> None:
+        if self._parent is not None:
+            asyncio.get_running_loop().remove_reader(self._parent.sentinel)
+            self._parent = None
+            log.warning("supervisor_gone")
+            self.drain(0.0)
+
+
+def serve(settings: Settings, parent: BaseProcess | None = None) -> None:
+    """Serve until drained; returns normally after a clean stop."""
+    configure_logging(settings.log_level)
+    sock = bind(settings.host, settings.port)
+    log.info("listening", host=settings.host, port=sock.getsockname()[1], store=str(settings.store))
+    DrainingServer(create_app(settings), settings, parent).run(sockets=[sock])
+
+
+__all__ = ["DrainingServer", "serve"]

@@ -1,0 +1,98 @@
+"""Every setting of the service, declared once.
+
+Read from the environment (`CTR_PORT=9000`); `ctr-serve run` options override it. Units are in the
+names. Unknown `CTR_` variables are refused, so that a typo cannot silently do nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "CTR_"
+CGROUP_QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
+
+Ratio = Annotated[float, Field(ge=0, le=1)]
+
+
+class Settings(BaseSettings):
+    """Settings of one serving process (or of all workers of one `ctr-serve run`)."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    store: Path = Field(default=Path("models"), description="Folder of the model store.")
+    alias: str = Field(default="stable", description="Alias (or bundle id, or its prefix) to serve.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    workers: int = Field(
+        default=1, ge=1, le=256, description="Processes, each with its own socket and graphs."
+    )
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where graphs run.")
+    deadline_ms: int = Field(
+        default=500, ge=1, description="Time a request may take before it is answered 504."
+    )
+    max_body_bytes: int = Field(default=2 << 20, ge=1, description="Largest request body.")
+    max_items: int = Field(default=1000, ge=1, description="Most candidates in one request.")
+    max_string_length: int = Field(default=256, ge=1, description="Longest string anywhere in a request.")
+    max_history: int = Field(default=1000, ge=1, description="Longest history or list value of one feature.")
+    max_inflight: int = Field(default=64, ge=1, description="Requests per worker before new ones get 429.")
+    inline_max_ms: float = Field(
+        default=3.0, ge=0, description="Graph runs expected to be shorter stay on the event loop."
+    )
+    ort_threads: int = Field(
+        default=0, ge=0, description="Threads for graph runs off the event loop; 0: CPU quota / workers."
+    )
+    unknown_domain: Literal["manifest", "reject", "zero_shot"] = Field(
+        default="manifest", description="What an unlisted domain gets; `manifest` leaves it to the bundle."
+    )
+    golden_tolerance: float = Field(
+        default=1e-5, gt=0, description="Largest difference from a golden score before a bundle is refused."
+    )
+    check_ids: bool = Field(default=False, description="Debug: range-check every id before each graph run.")
+    drain_pause_s: float = Field(
+        default=3.0,
+        ge=0,
+        description="After SIGTERM: time to keep serving while not ready, for balancers to notice.",
+    )
+    drain_timeout_s: float = Field(
+        default=20.0, gt=0, description="After the pause: time for requests in flight to finish."
+    )
+    max_domain_labels: int = Field(
+        default=100, ge=0, description="Domains with a metric label of their own; the rest count as `other`."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe log record to write."
+    )
+    access_log_ratio: Ratio = Field(
+        default=0.0, description="Share of requests written to the log; failures of ours always are."
+    )
+
+    def threads(self) -> int:
+        """Threads of one worker's pool: as set, or its share of the CPU quota, at least 1."""
+        return self.ort_threads or max(1, cpu_quota() // self.workers)
+
+
+def cpu_quota(quota_file: Path = CGROUP_QUOTA_FILE) -> int:
+    """CPUs this process may use: the cgroup quota (rounded up), bounded by its affinity."""
+    allowed = len(os.sched_getaffinity(0))
+    try:
+        quota, period = quota_file.read_text().split()
+    except (OSError, ValueError):  # cgroup v1 or none: the affinity is all that is known
+        return allowed
+    if quota == "max":
+        return allowed
+    return max(1, min(allowed, math.ceil(int(quota) / int(period))))
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Names with our prefix that no setting answers to, sorted."""
+    known = {(PREFIX + name).upper() for name in Settings.model_fields}
+    return sorted(
+        name for name in environment if name.upper().startswith(PREFIX) and name.upper() not in known
+    )

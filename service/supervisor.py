@@ -1,0 +1,141 @@
+"""Several serving processes on one port, each with its own SO_REUSEPORT socket.
+
+Starts the workers, restarts one that died (with growing pauses), forwards SIGTERM and SIGINT, and
+waits for all to drain. Metrics of all workers meet in one folder, removed at the end. Invariant: no
+worker outlives the supervisor, whose death each worker watches.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
+from types import FrameType
+
+from service.settings import Settings
+from service.sockets import bind
+from service.telemetry.log import configure_logging, get_logger
+
+METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client when a worker imports it
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 10.0
+HEALTHY_AFTER_S = 30.0
+KILL_MARGIN_S = 5.0
+TICK_S = 0.5
+
+log = get_logger(__name__)
+
+
+@dataclass
+class Worker:
+    """One place in the pool, and the process that fills it."""
+
+    number: int
+    process: SpawnProcess | None = None
+    started_s: float = 0.0
+    pause_s: float = FIRST_PAUSE_S
+    start_at_s: float = 0.0
+
+
+class Supervisor:
+    """Runs `settings.workers` processes until a signal ends them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._workers = [Worker(number) for number in range(settings.workers)]
+        self._signal: int | None = None
+        self._context = multiprocessing.get_context("spawn")
+
+    def run(self) -> int:
+        """Supervise; returns the exit code: 0 when every worker drained cleanly."""
+        configure_logging(self._settings.log_level)
+        with (
+            bind(self._settings.host, self._settings.port) as reserved,
+            tempfile.TemporaryDirectory() as folder,
+        ):
+            # Bound but not listening: holds the port without ever being given a connection.
+            os.environ[METRICS_VARIABLE] = folder
+            settings = self._settings.model_copy(update={"port": reserved.getsockname()[1]})
+            signal.signal(signal.SIGTERM, self._remember)
+            signal.signal(signal.SIGINT, self._remember)
+            log.info("supervising", port=settings.port, workers=settings.workers)
+            while self._signal is None:
+                self._start_due(settings)
+                self._reap()
+            return self._stop(self._signal)
+
+    def _remember(self, number: int, _: FrameType | None) -> None:
+        self._signal = number
+
+    def _start_due(self, settings: Settings) -> None:
+        now = time.monotonic()
+        for worker in self._workers:
+            if worker.process is None and now >= worker.start_at_s:
+                worker.process = self._context.Process(
+                    target=_work, args=(settings,), name=f"worker-{worker.number}", daemon=True
+                )
+                worker.process.start()
+                worker.started_s = now
+                log.info("worker_started", worker=worker.number, pid=worker.process.pid)
+
+    def _reap(self) -> None:
+        """Wait a little for a worker to die, and plan the start of its successor."""
+        sentinels = [worker.process.sentinel for worker in self._workers if worker.process is not None]
+        if not wait(sentinels, timeout=TICK_S):
+            return
+        now = time.monotonic()
+        for worker in self._workers:
+            process = worker.process
+            if process is None or process.is_alive():
+                continue
+            healthy = now - worker.started_s >= HEALTHY_AFTER_S
+            worker.pause_s = FIRST_PAUSE_S if healthy else min(worker.pause_s * 2, LONGEST_PAUSE_S)
+            worker.start_at_s = now + worker.pause_s
+            worker.process = None
+            log.error(
+                "worker_died", worker=worker.number, exit_code=process.exitcode, restart_in_s=worker.pause_s
+            )
+            _forget_gauges(process.pid)
+
+    def _stop(self, number: int) -> int:
+        running = [worker.process for worker in self._workers if worker.process is not None]
+        for process in running:
+            if process.pid is not None and process.is_alive():
+                os.kill(process.pid, number)
+        until = (
+            time.monotonic() + self._settings.drain_pause_s + self._settings.drain_timeout_s + KILL_MARGIN_S
+        )
+        for process in running:
+            process.join(max(0.0, until - time.monotonic()))
+            if process.is_alive():
+                log.error("worker_killed", pid=process.pid)
+                process.kill()
+                process.join()
+        codes = [process.exitcode for process in running]
+        log.info("stopped", exit_codes=codes)
+        return 0 if all(code == 0 for code in codes) else 1
+
+
+def _forget_gauges(pid: int | None) -> None:
+    """Take a dead worker's live gauges out of the sum; its counters stay."""
+    from prometheus_client.multiprocess import mark_process_dead
+
+    if pid is not None:
+        mark_process_dead(pid)  # type: ignore[no-untyped-call]
+
+
+def _work(settings: Settings) -> None:
+    """A worker's whole life."""
+    from service.server import serve
+
+    parent: BaseProcess | None = multiprocessing.parent_process()
+    serve(settings, parent)
+
+
+__all__ = ["Supervisor"]

@@ -1,0 +1,189 @@
+"""Every metric of the service, declared once in `TABLE`.
+
+Several workers share one truth through prometheus-client's multiprocess mode: the supervisor sets
+`PROMETHEUS_MULTIPROC_DIR` before a worker imports this module, and whichever worker is scraped adds
+up all files. With one worker there are no files. Invariant: no label value comes from a request
+except domains that the bundle lists, and of those at most `max_domain_labels`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+OTHER = "other"
+NO_ARM = "none"
+NO_VERSION = "none"
+
+SECONDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+CANDIDATES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
+STAGES = ("decode", "features", "infer", "reply", "total")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the table; names end in their unit or `_total`."""
+
+    kind: Literal["counter", "histogram", "gauge"]
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+    across_workers: Literal["livesum", "livemax"] = "livesum"
+
+
+TABLE: tuple[Metric, ...] = (
+    Metric(
+        "counter",
+        "ctr_score_requests_total",
+        "Requests to /score by outcome: ok, rejected (4xx), failed (5xx) or disconnected.",
+        ("version", "arm", "outcome"),
+    ),
+    Metric(
+        "counter", "ctr_rejected_requests_total", "Problem documents sent by /score, by code.", ("reason",)
+    ),
+    Metric(
+        "histogram",
+        "ctr_score_duration_seconds",
+        "Time of scored requests by stage; `total` runs from the first byte read to the reply written.",
+        ("stage", "version"),
+        SECONDS,
+    ),
+    Metric("histogram", "ctr_candidates_per_request", "Candidates of scored requests.", (), CANDIDATES),
+    Metric("gauge", "ctr_inflight_requests", "Requests to /score being worked on."),
+    Metric(
+        "counter",
+        "ctr_feature_reads_total",
+        "Entities looked up in the feature source, by group and whether they were stored.",
+        ("group", "status"),
+    ),
+    Metric("counter", "ctr_domain_candidates_total", "Candidates scored per domain.", ("domain",)),
+    Metric(
+        "counter",
+        "ctr_domain_scores_total",
+        "Sum of scores per domain; over its candidates it is the mean score to hold against the manifest's.",
+        ("domain",),
+    ),
+    Metric(
+        "gauge",
+        "ctr_bundle_info",
+        "1 for the bundle that serves.",
+        ("model", "version", "alias"),
+        across_workers="livemax",
+    ),
+    Metric("gauge", "ctr_ready_workers", "Workers that answer /health/ready with 200."),
+)
+
+
+class Metrics:
+    """The metrics of one process.
+
+    Args:
+        max_domain_labels: Domains with a label value of their own.
+    """
+
+    def __init__(self, *, max_domain_labels: int = 100) -> None:
+        self._registry = CollectorRegistry()
+        self._max_domain_labels = max_domain_labels
+        self._counters: dict[str, Counter] = {}
+        self._histograms: dict[str, Histogram] = {}
+        self._gauges: dict[str, Gauge] = {}
+        for row in TABLE:
+            self._declare(row)
+        self.inflight = self._gauges["ctr_inflight_requests"]
+        self.ready = self._gauges["ctr_ready_workers"]
+        if MULTIPROCESS_VARIABLE not in os.environ:
+            ProcessCollector(registry=self._registry)
+
+    def _declare(self, row: Metric) -> None:
+        match row.kind:
+            case "counter":
+                self._counters[row.name] = Counter(row.name, row.help, row.labels, registry=self._registry)
+            case "histogram":
+                self._histograms[row.name] = Histogram(
+                    row.name, row.help, row.labels, registry=self._registry, buckets=row.buckets
+                )
+            case "gauge":
+                self._gauges[row.name] = Gauge(
+                    row.name,
+                    row.help,
+                    row.labels,
+                    registry=self._registry,
+                    multiprocess_mode=row.across_workers,
+                )
+
+    def answered(self, version: str, status: int, code: str) -> None:
+        """Count a problem document."""
+        outcome = "failed" if status >= 500 else "rejected"
+        self._counters["ctr_score_requests_total"].labels(version, NO_ARM, outcome).inc()
+        self._counters["ctr_rejected_requests_total"].labels(code).inc()
+
+    def disconnected(self, version: str) -> None:
+        """Count a caller that left before its body was read."""
+        self._counters["ctr_score_requests_total"].labels(version, NO_ARM, "disconnected").inc()
+
+    def for_bundle(self, *, model: str, version: str, alias: str, domains: Iterable[str]) -> BundleMetrics:
+        """Metrics of one bundle; `domains` in order of importance, the first get labels of their own."""
+        info = self._gauges["ctr_bundle_info"]
+        info.labels(model, version, alias).set(1)
+        own = [domain for domain, _ in zip(domains, range(self._max_domain_labels), strict=False)]
+        return BundleMetrics(self._counters, self._histograms, version, own)
+
+    def render(self) -> bytes:
+        """The text a scrape gets, over all workers. Takes milliseconds: call it off the event loop."""
+        if MULTIPROCESS_VARIABLE not in os.environ:
+            return generate_latest(self._registry)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
+
+
+class BundleMetrics:
+    """Children of the hot path's metrics, looked up once per bundle."""
+
+    def __init__(
+        self,
+        counters: dict[str, Counter],
+        histograms: dict[str, Histogram],
+        version: str,
+        own_domains: list[str],
+    ) -> None:
+        durations = histograms["ctr_score_duration_seconds"]
+        stages = [durations.labels(stage, version) for stage in STAGES]
+        self.decode, self.features, self.infer, self.reply, self.total = stages
+        self._ok = counters["ctr_score_requests_total"].labels(version, NO_ARM, "ok")
+        self._candidates = histograms["ctr_candidates_per_request"]
+        reads = counters["ctr_feature_reads_total"]
+        self._user = {known: reads.labels("user", _status(known=known)) for known in (True, False)}
+        self._items_known = reads.labels("item", _status(known=True))
+        self._items_unknown = reads.labels("item", _status(known=False))
+        rows, sums = counters["ctr_domain_candidates_total"], counters["ctr_domain_scores_total"]
+        self._domains = {name: (rows.labels(name), sums.labels(name)) for name in (*own_domains, OTHER)}
+
+    def scored(
+        self, *, domain: str, score_sum: float, num_items: int, num_known: int, user_known: bool
+    ) -> None:
+        """Count one scored request."""
+        self._ok.inc()
+        self._candidates.observe(num_items)
+        self._user[user_known].inc()
+        if num_known:
+            self._items_known.inc(num_known)
+        if num_known < num_items:
+            self._items_unknown.inc(num_items - num_known)
+        rows, sums = self._domains.get(domain) or self._domains[OTHER]
+        rows.inc(num_items)
+        sums.inc(score_sum)
+
+
+def _status(*, known: bool) -> str:
+    return "known" if known else "unknown"
+
+
+__all__ = ["MULTIPROCESS_VARIABLE", "TABLE", "BundleMetrics", "Metric", "Metrics"]
