@@ -82,6 +82,9 @@ class Watcher(Protocol):
     def advance(self, amount: int = 1, *, note: str = "") -> None:
         """So many units are done; `note` is shown beside the bar."""
 
+    def reach(self, job: str, done: int, total: int) -> None:
+        """`done` of `total` units of a job are done; a new job takes the place of the one before."""
+
     def say(self, text: str) -> None:
         """One line worth keeping."""
 
@@ -95,6 +98,9 @@ class Quiet:
     def advance(self, amount: int = 1, *, note: str = "") -> None:
         """Nothing."""
 
+    def reach(self, job: str, done: int, total: int) -> None:
+        """Nothing."""
+
     def say(self, text: str) -> None:
         """Nothing."""
 
@@ -105,17 +111,25 @@ class Bars:
     def __init__(self, progress: Progress) -> None:
         """Draw on `progress`, which is running."""
         self._progress = progress
-        self._task = progress.add_task("", visible=False)
+        self._task = progress.add_task("", visible=False, note="")
+        self._job = ""
 
     def start(self, job: str, total: int) -> None:
         """Replace the bar by one for `job`."""
         self._progress.remove_task(self._task)
+        self._job = job
         self._task = self._progress.add_task(job, total=total, note="")
 
     def advance(self, amount: int = 1, *, note: str = "") -> None:
         """Move the bar; an empty note keeps the last one."""
         fields = {"note": note} if note else {}
         self._progress.update(self._task, advance=amount, **fields)  # type: ignore[arg-type]
+
+    def reach(self, job: str, done: int, total: int) -> None:
+        """Set the bar of `job`, which is made when it is not the one shown."""
+        if self._job != job:
+            self.start(job, total)
+        self._progress.update(self._task, completed=done, total=total)
 
     def say(self, text: str) -> None:
         """Print above the bar."""

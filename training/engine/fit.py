@@ -5,7 +5,6 @@ arguments, runs them, and writes the artefacts listed in `artefacts.py`. Invaria
 and number of threads on one machine, a run that was killed and resumed ends with the bits of an unbroken one.
 """
 
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.config import RunConfig
+from training.config import RunConfig, load_config
 from training.data.dataset import Batch, PreparedDataset, RowReader
-from training.engine.artefacts import RunFolder, save_json, save_model, save_predictions
+from training.engine.artefacts import RunFolder, load_model, save_json, save_model, save_predictions
 from training.engine.average import WeightAverage
 from training.engine.calibrate import GLOBAL_ONLY, Calibrator, fit_calibrator, identity_calibrator
 from training.engine.checkpoint import CheckpointFile
@@ -36,6 +35,16 @@ from training.models.build import build_model
 from training.track import Quiet, RunLog, Watcher
 
 EVALUATED_SPLITS = ("valid", "test")
+
+__all__ = [
+    "EVALUATED_SPLITS",
+    "RunResult",
+    "evaluate_run",
+    "load_model",
+    "pick_device",
+    "predict_split",
+    "run_training",
+]
 
 
 @dataclass(frozen=True)
@@ -76,9 +85,8 @@ def run_training(
         torch.set_num_threads(config.training.num_threads)
     device = pick_device(config.training.device)
     seed_everything(config.training.seed)
-    checkpoint = CheckpointFile(
-        folder.checkpoint, identity={"config": config.digest, "data": prepared.data_digest}
-    )
+    identity = {"config": config.digest, "data": prepared.data_digest, "schema": prepared.schema.digest}
+    checkpoint = CheckpointFile(folder.checkpoint, identity=identity)
     going_on = resume and checkpoint.exists()
     # The log is cut to what the checkpoint knows of, once that is read.
     with RunLog(folder.log, keep=going_on) as log:
@@ -87,7 +95,7 @@ def run_training(
             loop.resume()
             watcher.say(f"going on from step {loop.position.step}")
         else:
-            log.event("start", name=config.name, config=config.digest, data=prepared.data_digest)
+            log.event("start", name=config.name, **identity)
         loop.run()
         metrics = _finish(config, prepared, folder, loop=loop, watcher=watcher, device=device)
         log.event("metrics", **_headline(metrics))
@@ -118,15 +126,47 @@ def predict_split(
 ) -> Predictions:
     """Score all rows of a split in the reader's order."""
     watcher = watcher or Quiet()
-    watcher.start(f"score {split}", prepared.num_rows[split])
-    batches = RowReader(prepared, split).batches(batch_size, seed=0, epoch=0, shuffle=False)
+    reader = RowReader(prepared, split)
+    watcher.start(f"score {split}", reader.num_rows)
+    batches = reader.batches(batch_size, seed=0, epoch=0, shuffle=False)
     return predict(model, batches, device=device, on_rows=watcher.advance)
+
+
+def evaluate_run(run: Path, split: str, *, watcher: Watcher | None = None) -> dict[str, Any]:
+    """Score a split with a finished run's model and calibrator.
+
+    Args:
+        run: A run folder.
+        split: `valid` or `test`.
+        watcher: Shows progress.
+
+    Returns:
+        The same record as `metrics.json` has under the split.
+
+    Raises:
+        RunError: The folder holds no finished run, or its data has changed.
+    """
+    folder = RunFolder(run)
+    folder.require_finished()
+    prepared = PreparedDataset.open(folder.prepared)
+    config = load_config(folder.config)
+    model = load_model(folder.model, prepared.schema)
+    rows = predict_split(
+        model,
+        prepared,
+        split,
+        batch_size=config.training.eval_batch_size,
+        device=torch.device("cpu"),
+        watcher=watcher,
+    )
+    scores = Calibrator.load(folder.calibration).apply(rows.logit, rows.domain)
+    return dict(_measure(rows, scores, prepared).to_json_dict())
 
 
 def _check_splits(prepared: PreparedDataset) -> None:
     for split in ("train", *EVALUATED_SPLITS):
-        if prepared.num_rows.get(split, 0) == 0:
-            raise RunError(f"the prepared data has no rows in split '{split}': {prepared.num_rows}")
+        if RowReader(prepared, split).num_rows == 0:
+            raise RunError(f"{prepared.path}: split '{split}' has no rows; a run needs train, valid and test")
 
 
 def _claim(folder: RunFolder, config: RunConfig, prepared: PreparedDataset, *, resume: bool) -> None:
@@ -151,15 +191,15 @@ def _build_loop(
 ) -> TrainLoop:
     settings = config.training
     model = build_model(config.model, prepared.schema).to(device)
+    reader = RowReader(prepared, "train")
     plan = Plan(
         epochs=settings.epochs,
-        batches_per_epoch=math.ceil(prepared.num_rows["train"] / settings.batch_size),
+        batches_per_epoch=reader.num_batches(settings.batch_size),
         evaluations_per_epoch=settings.evaluations_per_epoch,
         checkpoint_every=settings.checkpoint_every_batches,
         log_every=settings.log_every_batches,
         precision=settings.precision,
     )
-    reader = RowReader(prepared, "train")
 
     def read(epoch: int, start_batch: int) -> Iterator[Batch]:
         return reader.batches(

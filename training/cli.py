@@ -1,0 +1,221 @@
+"""`ctr-train`: prepare data, train, evaluate, report.
+
+Commands only parse arguments, call one function of the package each, and print. Invariant: an expected error
+(bad config, bad data, an unusable folder, a full disk) ends in one line on stderr and exit code 1, a wrong command
+line in exit code 2; neither shows a traceback.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from service.contract.errors import ContractError
+from training.config import ConfigError, RunConfig, load_config
+from training.data.dataset import PreparedDataset
+from training.data.errors import DataError
+from training.data.prepare import prepare
+from training.data.prepared import MANIFEST_FILE
+from training.data.source import open_data, recipe_names
+from training.data.synthetic import PRESETS, generate
+from training.engine.artefacts import RunFolder
+from training.engine.errors import EngineError, RunError
+from training.engine.fit import EVALUATED_SPLITS, evaluate_run, run_training
+from training.metrics import MetricError
+from training.report import HEADLINE, write_report
+from training.track import Watcher, bars
+
+EXPECTED_ERRORS = (ConfigError, EngineError, DataError, MetricError, ContractError, OSError)
+"""Errors that mean wrong input or a wrong world, not a wrong program."""
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="ctr-train", help="Train click models over many domains.", no_args_is_help=True, add_completion=False
+)
+data_app = typer.Typer(help="Make, prepare and describe data sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+out_console = Console()
+error_console = Console(stderr=True)
+
+RunArgument = Annotated[Path, typer.Argument(help="A run folder, the OUT of `ctr-train run`.")]
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Option(help="YAML config, e.g. training/configs/synthetic_mmoe.yaml.")],
+    out: Annotated[Path, typer.Option(help="Run folder to fill; made if missing.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Raw data: a folder with dataset.yaml, or the one the recipe reads.")
+    ] = None,
+    prepared: Annotated[
+        Path | None,
+        typer.Option(help="Prepared data: used if it is there, else made from --data. Default: OUT/prepared."),
+    ] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a config key; repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")] = False,
+) -> None:
+    """Train one model, calibrate and evaluate it, and write the run folder with its report."""
+    settings = load_config(config, override or ())
+    with bars(error_console) as watcher:
+        dataset = _prepared(settings, data=data, cache=prepared, out=out, watcher=watcher)
+        run_training(settings, dataset, out, resume=resume, watcher=watcher)
+    write_report(out)
+    _print_metrics(RunFolder(out))
+    out_console.print(f"run folder {out}, report {RunFolder(out).report}", highlight=False)
+
+
+@app.command()
+def evaluate(
+    run_folder: RunArgument,
+    split: Annotated[str, typer.Option(help=f"One of {', '.join(EVALUATED_SPLITS)}.")] = "test",
+    as_json: Annotated[bool, typer.Option("--json", help="Print all metrics, domains too, as JSON.")] = False,
+) -> None:
+    """Score a split again with the stored model and calibrator, and print the metrics."""
+    if split not in EVALUATED_SPLITS:
+        raise typer.BadParameter(f"{split!r} is not one of {', '.join(EVALUATED_SPLITS)}", param_hint="--split")
+    with bars(error_console) as watcher:
+        metrics = evaluate_run(run_folder, split, watcher=watcher)
+    if as_json:
+        sys.stdout.write(json.dumps(metrics, indent=2) + "\n")
+    else:
+        _print_columns({split: metrics})
+
+
+@app.command()
+def report(run_folder: RunArgument) -> None:
+    """Write report.html again from the run folder."""
+    out_console.print(str(write_report(run_folder)), highlight=False, soft_wrap=True)
+
+
+@data_app.command()
+def synthetic(
+    out: Annotated[Path, typer.Option(help="Folder to fill; made if missing.")],
+    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "demo",
+    seed: Annotated[int | None, typer.Option(help="Seed of every draw; the preset's own if left out.")] = None,
+) -> None:
+    """Write a seeded synthetic multi-domain data set whose true click probabilities are known."""
+    if preset not in PRESETS:
+        raise typer.BadParameter(f"{preset!r} is not one of {', '.join(PRESETS)}", param_hint="--preset")
+    settings = PRESETS[preset]
+    if seed is not None:
+        settings = type(settings).model_validate(settings.model_dump() | {"seed": seed})
+    with bars(error_console) as watcher:
+        summary = generate(settings, out, lambda done, total: watcher.reach("generate", done, total))
+    rows = ", ".join(f"{split} {count:,}" for split, count in summary.rows_per_split.items())
+    out_console.print(f"{out}: {rows}; click rate {summary.click_rate:.4f}", highlight=False, soft_wrap=True)
+
+
+@data_app.command("prepare")
+def prepare_command(
+    data: Annotated[Path, typer.Option(help="Raw data folder, or a dataset.yaml.")],
+    out: Annotated[Path, typer.Option(help="Folder for the prepared data.")],
+    recipe: Annotated[
+        str | None, typer.Option(help=f"Shipped description to read the folder by: {', '.join(recipe_names())}.")
+    ] = None,
+) -> None:
+    """Encode a raw data set once: schema, statistics, row files per split."""
+    with bars(error_console) as watcher:
+        prepare(open_data(data, recipe), out, progress=watcher.reach)
+    _print_dataset(PreparedDataset.open(out))
+
+
+@data_app.command()
+def describe(
+    prepared: Annotated[Path, typer.Option(help="Prepared data folder.")],
+    domains: Annotated[bool, typer.Option("--domains", help="List every domain with its rows.")] = False,
+) -> None:
+    """Show what a prepared data set holds."""
+    dataset = PreparedDataset.open(prepared)
+    _print_dataset(dataset)
+    if domains:
+        table = Table("domain", *dataset.domain_rows, box=None)
+        for name in dataset.schema.domains:
+            table.add_row(name, *(f"{rows.get(name, 0):,}" for rows in dataset.domain_rows.values()))
+        out_console.print(table)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(guarded(lambda: app(standalone_mode=False)))
+
+
+def guarded(command: Callable[[], Any]) -> int:
+    """Run a command line and give its exit code, with expected errors as one line on stderr."""
+    try:
+        code = command()
+    except typer.Exit as stop:
+        return int(stop.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        error_console.print("interrupted; `ctr-train run ... --resume` goes on from the last checkpoint")
+        return INTERRUPTED
+    except EXPECTED_ERRORS as error:
+        error_console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        return 1
+    except Exception as error:  # the usage errors of typer's parser, whose class is not public
+        if not (hasattr(error, "show") and hasattr(error, "exit_code")):
+            raise
+        error.show()
+        return int(error.exit_code)
+    return code if isinstance(code, int) else 0
+
+
+def _prepared(
+    config: RunConfig, *, data: Path | None, cache: Path | None, out: Path, watcher: Watcher
+) -> PreparedDataset:
+    """Open the prepared data, made on first use, and link it into the run folder."""
+    home = RunFolder(out).prepared
+    folder = home if cache is None else cache
+    if not (folder / MANIFEST_FILE).is_file():
+        if data is None:
+            raise RunError(f"{folder}: no prepared data there; give --data to make it")
+        watcher.say(f"preparing {data} into {folder}")
+        prepare(open_data(data, config.data.recipe), folder, progress=watcher.reach)
+    if cache is not None and not home.exists():
+        home.parent.mkdir(parents=True, exist_ok=True)
+        home.symlink_to(cache.resolve(), target_is_directory=True)
+    return PreparedDataset.open(folder)
+
+
+def _print_dataset(dataset: PreparedDataset) -> None:
+    rows = ", ".join(f"{split} {sum(counts.values()):,}" for split, counts in dataset.domain_rows.items())
+    schema = dataset.schema
+    out_console.print(
+        f"{schema.name}: {rows}; {schema.num_domains} domains, {len(schema.features)} features, "
+        f"{len(schema.pairs)} pair features; schema {schema.digest[:12]}, data {dataset.data_digest[:12]}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _print_metrics(folder: RunFolder) -> None:
+    metrics = json.loads(folder.metrics.read_text(encoding="utf-8"))
+    columns = {split: metrics[split] for split in EVALUATED_SPLITS}
+    if "oracle" in metrics:
+        columns["test, truth"] = metrics["oracle"]["test"]
+    _print_columns(columns)
+
+
+def _print_columns(columns: dict[str, dict[str, Any]]) -> None:
+    table = Table("metric", *columns, box=None)
+    for name in (*HEADLINE, "rows", "skipped_domains"):
+        table.add_row(name, *(_shown(column[name]) for column in columns.values()))
+    out_console.print(table)
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+if __name__ == "__main__":
+    main()
