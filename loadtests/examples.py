@@ -16,6 +16,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
+from service.contract.ids import read_ids
 from service.contract.store import ModelStore
 
 ITEMS_PER_REQUEST = 5
@@ -39,9 +40,7 @@ def example_requests(store: Path) -> list[dict[str, Any]]:
     """A request for each of the largest domains, with stored users and items."""
     bundle = ModelStore(store).open("stable", verify=False)
     manifest = bundle.manifest
-    users, items = (
-        (bundle.path / manifest.features[side].ids).read_text().splitlines() for side in ("user", "item")
-    )
+    users, items = (read_ids(bundle.path / manifest.features[side].ids) for side in ("user", "item"))
     largest = sorted(manifest.domains, key=lambda name: -manifest.domains[name].num_train_rows)
     return [
         {

@@ -25,6 +25,12 @@ MODELS: dict[str, ModelConfig] = {
     "mmoe_per_domain": MmoeConfig(
         inputs=INPUTS, num_experts=2, expert_widths=(12,), tower_widths=(), towers="per_domain"
     ),
+    "mmoe_domain_gate": MmoeConfig(
+        inputs=INPUTS.model_copy(update={"pooling": "sqrt"}),
+        num_experts=3,
+        expert_widths=(12, 8),
+        gate_input="domain",
+    ),
     "dcnv2": Dcnv2Config(inputs=INPUTS, num_cross_layers=2, cross_rank=4, deep_widths=(12, 8)),
 }
 

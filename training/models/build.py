@@ -61,6 +61,7 @@ def _input_layer(config: InputConfig, schema: FeatureSchema) -> InputLayer:
         domain_unknown_rate=config.domain_unknown_rate,
         exclude=exclude,
         dropout=config.dropout,
+        pooling=config.pooling,
     )
 
 
@@ -73,6 +74,7 @@ def _ranker(config: ModelConfig, schema: FeatureSchema, inputs: InputLayer) -> R
             row_width=inputs.row_width,
             tower_of_domain=range(num_domains + 1) if per_domain else [0] * (num_domains + 1),
             num_experts=config.num_experts,
+            gate_input=config.gate_input,
             expert_widths=config.expert_widths,
             tower_widths=config.tower_widths,
             dropout=config.dropout,

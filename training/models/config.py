@@ -47,7 +47,8 @@ class InputConfig(ModelPart):
         domain_dim: Width of the domain embedding.
         domain_unknown_rate: Share of rows whose domain is hidden in training, to train the fallback row.
         exclude: Features (stored or pair) the model shall not read.
-        dropout: Drop rate on the numbers and pairs, in training only.
+        dropout: Drop rate on pair values, in training only.
+        pooling: Lists of ids become the mean of their embeddings, or their sum over the root of the length.
     """
 
     tables: tuple[TableConfig, ...] = (TableConfig(),)
@@ -55,10 +56,18 @@ class InputConfig(ModelPart):
     domain_unknown_rate: Rate = 0.01
     exclude: tuple[str, ...] = ()
     dropout: Rate = 0.0
+    pooling: Literal["mean", "sqrt"] = "mean"
 
 
 class MmoeConfig(ModelPart):
-    """MMoE (Ma et al., KDD 2018): shared experts, one softmax gate and tower per tower group."""
+    """MMoE (Ma et al., KDD 2018): shared experts mixed by softmax gates, read by towers.
+
+    Attributes:
+        towers: One tower for all domains, or one each.
+        gate_input: A gate per tower that reads all inputs, or a table of gates by domain, which costs
+            nothing in the exported graph.
+        batch_norm: Whether hidden layers of the experts are normalised; those of towers never are.
+    """
 
     type: Literal["mmoe"] = "mmoe"
     inputs: InputConfig = InputConfig()
@@ -66,6 +75,7 @@ class MmoeConfig(ModelPart):
     expert_widths: tuple[Width, ...] = Field(default=(256, 128), min_length=1)
     tower_widths: tuple[Width, ...] = (64,)
     towers: Literal["shared", "per_domain"] = "shared"
+    gate_input: Literal["features", "domain"] = "features"
     dropout: Rate = 0.1
     batch_norm: bool = True
 

@@ -1,14 +1,14 @@
 """The input layer: encoded blocks to the dense vectors that rankers read.
 
 Request side: user, context and domain; row side: item and pairs. Multi and sequence features are
-pooled by a mean over their present entries (a weighted mean where weights exist). Features that only
+pooled over their present entries (with weights where they exist). Features that only
 hold lookups are not embedded. Row 0 of a list is padding and never counts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,21 @@ from service.contract.schema import (
 )
 from training.models.embedding import EmbeddingBank
 
+Pooling = Literal["mean", "sqrt"]
+
 
 class ListPool(nn.Module):
-    """Mean of the embeddings of a list's present entries, (rows, num_columns * dim)."""
+    """Pool the embeddings of a list's n present entries, (rows, num_columns * dim).
 
-    def __init__(self, bank: EmbeddingBank, slots: Sequence[Slot], weights: Slot | None) -> None:
+    `mean` divides their (weighted) sum by the total weight, `sqrt` by its square root: then a long
+    list weighs more than a short one, but less than by its length.
+    """
+
+    def __init__(
+        self, bank: EmbeddingBank, slots: Sequence[Slot], weights: Slot | None, *, pooling: Pooling
+    ) -> None:
         super().__init__()
+        self.pooling = pooling
         self._bank = [bank]  # in a list, so that the bank stays registered once, in the input layer
         self.columns = [slot.columns for slot in slots]
         self.weights = weights
@@ -55,6 +64,8 @@ class ListPool(nn.Module):
             weight = floats[:, self.weights.columns].reshape(floats.shape[0], length, channels)
             present = present * weight[..., 0]
         total = present.abs().sum(dim=1, keepdim=True).clamp_min(1e-6)
+        if self.pooling == "sqrt":
+            total = total.sqrt()
         flat = vectors.reshape(ids.shape[0], ids.shape[1], self.width)  # (rows, L, k * dim)
         pooled = torch.matmul((present / total).unsqueeze(1), flat).squeeze(1)
         return pooled, penalty
@@ -64,7 +75,13 @@ class EntityInputs(nn.Module):
     """Dense vector of one entity: single ids, pooled lists, numbers."""
 
     def __init__(
-        self, schema: FeatureSchema, entity: Entity, banks: dict[str, EmbeddingBank], exclude: frozenset[str]
+        self,
+        schema: FeatureSchema,
+        entity: Entity,
+        banks: dict[str, EmbeddingBank],
+        *,
+        exclude: frozenset[str],
+        pooling: Pooling,
     ) -> None:
         super().__init__()
         layout = entity_layout(schema, entity)
@@ -85,7 +102,7 @@ class EntityInputs(nn.Module):
             pool
             for f in schema.of_entity(entity)
             if f.name in lists and f.name not in skip
-            for pool in _pools(layout, f.name, banks)
+            for pool in _pools(layout, f.name, banks, pooling)
         )
         numeric = [c for s in slots if s.part == VALUES for c in range(s.columns.start, s.columns.stop)]
         self.register_buffer("numeric", torch.tensor(numeric, dtype=torch.int64), persistent=False)
@@ -113,12 +130,17 @@ class EntityInputs(nn.Module):
         return torch.cat(parts, dim=1), penalty
 
 
-def _pools(layout: EntityLayout, feature: str, banks: dict[str, EmbeddingBank]) -> list[ListPool]:
+def _pools(
+    layout: EntityLayout, feature: str, banks: dict[str, EmbeddingBank], pooling: Pooling
+) -> list[ListPool]:
     """One pool per bank that the list's columns use; the first column's padding rules each."""
     slots = [s for s in layout.of_feature(feature) if s.part != WEIGHTS]
     weights = next((s for s in layout.of_feature(feature) if s.part == WEIGHTS), None)
     used = dict.fromkeys(banks[s.encoder] for s in slots)
-    return [ListPool(b, [s for s in slots if banks[s.encoder] is b], weights) for b in used]
+    return [
+        ListPool(bank, [s for s in slots if banks[s.encoder] is bank], weights, pooling=pooling)
+        for bank in used
+    ]
 
 
 class InputLayer(nn.Module):
@@ -132,6 +154,7 @@ class InputLayer(nn.Module):
         domain_unknown_rate: Share of rows whose domain is hidden in training.
         exclude: Features and pairs that are not read.
         dropout: Drop rate on pair values in training.
+        pooling: How lists of ids become one vector.
     """
 
     def __init__(
@@ -144,13 +167,14 @@ class InputLayer(nn.Module):
         domain_unknown_rate: float = 0.0,
         exclude: frozenset[str] = frozenset(),
         dropout: float = 0.0,
+        pooling: Pooling = "mean",
     ) -> None:
         super().__init__()
         self.banks = nn.ModuleDict(banks)
         by_encoder = {encoder: banks[group] for encoder, group in bank_of.items()}
-        self.user = EntityInputs(schema, Entity.USER, by_encoder, exclude)
-        self.context = EntityInputs(schema, Entity.CONTEXT, by_encoder, exclude)
-        self.item = EntityInputs(schema, Entity.ITEM, by_encoder, exclude)
+        self.user = EntityInputs(schema, Entity.USER, by_encoder, exclude=exclude, pooling=pooling)
+        self.context = EntityInputs(schema, Entity.CONTEXT, by_encoder, exclude=exclude, pooling=pooling)
+        self.item = EntityInputs(schema, Entity.ITEM, by_encoder, exclude=exclude, pooling=pooling)
         self.num_domains = schema.num_domains
         self.domain_unknown_rate = domain_unknown_rate
         self.domain = nn.Embedding(schema.num_domains + 1, domain_dim)

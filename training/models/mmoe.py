@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ class Mmoe(Ranker):
         row_width: Q, width of the row side.
         tower_of_domain: (D + 1,) tower that serves each domain; the last entry serves unknown domains.
         num_experts: E.
+        gate_input: `features`: K gates read all inputs; `domain`: one row of gate logits per domain.
         expert_widths: Hidden widths of each expert.
         tower_widths: Hidden widths of each tower before its output.
         dropout: Drop rate after each hidden layer.
@@ -38,6 +40,7 @@ class Mmoe(Ranker):
         row_width: int,
         tower_of_domain: Sequence[int],
         num_experts: int,
+        gate_input: Literal["features", "domain"],
         expert_widths: Sequence[int],
         tower_widths: Sequence[int],
         dropout: float,
@@ -55,7 +58,12 @@ class Mmoe(Ranker):
             dropout=dropout,
             batch_norm=batch_norm,
         )
-        self.gates = TwoSidedLinear(request_width, row_width, self.num_towers * num_experts)
+        self.gates: TwoSidedLinear | nn.Embedding
+        if gate_input == "features":
+            self.gates = TwoSidedLinear(request_width, row_width, self.num_towers * num_experts)
+        else:
+            self.gates = nn.Embedding(len(tower_of_domain), num_experts)
+            nn.init.zeros_(self.gates.weight)
         widths = [expert_widths[-1], *tower_widths]
         self.towers = nn.ModuleList(StackedLinear(self.num_towers, a, b) for a, b in pairwise(widths))
         self.activation = Activation(1, batch_norm=False, dropout=dropout)
@@ -66,10 +74,9 @@ class Mmoe(Ranker):
 
     def forward(self, sides: Sides) -> Tensor:
         """Logits (N,) float32."""
-        N, K, E = sides.row.shape[0], self.num_towers, self.num_experts
+        N, K = sides.row.shape[0], self.num_towers
         experts = self.experts(sides)  # (N, E, H)
-        gates = torch.softmax(self.gates(sides).reshape(N, K, E), dim=-1)
-        x = torch.matmul(gates, experts)  # (N, K, H)
+        x = torch.matmul(self._gate(sides, N), experts)  # (N, K, H)
         for tower in self.towers:
             x = self.activation(tower(x))
         logits = self.out(x).squeeze(-1)  # (N, K)
@@ -81,3 +88,11 @@ class Mmoe(Ranker):
         bias = at_rows(self.domain_bias(sides.domain), sides.request_index)
         out: Tensor = logits + bias + self.linear(sides)
         return out.squeeze(-1)
+
+    def _gate(self, sides: Sides, num_rows: int) -> Tensor:
+        """Mixing weights (N, K, E), rows sum to 1; a gate by domain is the same for all towers."""
+        K, E = self.num_towers, self.num_experts
+        if isinstance(self.gates, TwoSidedLinear):
+            return torch.softmax(self.gates(sides).reshape(num_rows, K, E), dim=-1)
+        mixed = torch.softmax(self.gates(sides.domain), dim=-1)
+        return at_rows(mixed, sides.request_index).unsqueeze(1).expand(num_rows, K, E)
