@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
+import msgspec
+from fastapi import FastAPI, Request, Response
 
 from service.api.health import health_router
 from service.api.info import info_router
-from service.api.middleware import App, Message, ProblemMiddleware
+from service.api.middleware import REQUEST_ID, App, Message, ProblemMiddleware
 from service.api.openapi import merge_score
+from service.api.respond import PROBLEM
 from service.api.score import PATH, ScoreEndpoint
 from service.api.translate import Limits
 from service.bundles.registry import LoadedBundle
@@ -108,13 +110,16 @@ def _control_app(serving: Serving) -> FastAPI:
         return merge_score({**plain_document()}, loaded)
 
     app.openapi = document  # type: ignore[method-assign]
-    app.add_exception_handler(ServiceError, _reraise)
+    app.add_exception_handler(ServiceError, _problem)
     return app
 
 
-async def _reraise(_: Any, error: Exception) -> Any:
-    """Leave our own errors to the middleware, which knows the request id."""
-    raise error
+async def _problem(request: Request, error: Exception) -> Response:
+    """Our own errors as problem documents."""
+    if not isinstance(error, ServiceError):
+        raise error
+    content = msgspec.json.encode(error.problem(request.scope[REQUEST_ID]))
+    return Response(content, error.status, media_type=PROBLEM.decode())
 
 
 def openapi_document(loaded: LoadedBundle | None) -> dict[str, Any]:

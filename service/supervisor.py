@@ -119,7 +119,8 @@ class Supervisor:
                 process.join()
         codes = [process.exitcode for process in running]
         log.info("stopped", exit_codes=codes)
-        return 0 if all(code == 0 for code in codes) else 1
+        # A worker that the signal itself ended had not begun to serve.
+        return 0 if all(code in (0, -number) for code in codes) else 1
 
 
 def _forget_gauges(pid: int | None) -> None:

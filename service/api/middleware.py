@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from service.api.respond import id_header, request_id_of, send_problem
+from service.api.respond import INTERNAL_DETAIL, PROBLEM, id_header, request_id_of, send_problem
 from service.errors import InternalError, MethodNotAllowed, NotFound, ServiceError
 from service.serving import Serving
 from service.telemetry.log import get_logger
@@ -14,6 +14,8 @@ Message = MutableMapping[str, Any]
 App = Callable[
     [Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]
 ]
+
+REQUEST_ID = "ctr.request_id"  # where routes find the id in their scope
 
 log = get_logger(__name__)
 
@@ -40,14 +42,14 @@ class ProblemMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = request_id_of(scope["headers"])
+        scope[REQUEST_ID] = request_id = request_id_of(scope["headers"])
         replaced: ServiceError | None = None
         started = False
 
         async def answer(message: Message) -> None:
             nonlocal replaced, started
             if message["type"] == "http.response.start":
-                replaced = _replacement(message["status"], scope)
+                replaced = _replacement(message, scope)
                 if replaced is not None:
                     allow = [(k, v) for k, v in message["headers"] if k == b"allow"]
                     started = True
@@ -61,22 +63,24 @@ class ProblemMiddleware:
 
         try:
             await self._app(scope, receive, answer)
-        except ServiceError as error:
-            await send_problem(send, error, request_id, close=self._serving.draining)
         except Exception:
             log.exception("request_failed", request_id=request_id, path=scope["path"])
-            if started:
-                raise
-            await send_problem(send, InternalError("an unexpected error; the log has its cause"), request_id)
+            if not started:
+                await send_problem(send, InternalError(INTERNAL_DETAIL), request_id)
 
 
-def _replacement(status: int, scope: Message) -> ServiceError | None:
+def _replacement(start: Message, scope: Message) -> ServiceError | None:
     """The problem to send instead of the framework's own error body."""
-    if status == 404:
-        return NotFound(f"there is nothing at {scope['path'][:100]!r}")
-    if status == 405:
-        return MethodNotAllowed(f"{scope['path']} does not take {scope['method']}")
+    if (b"content-type", PROBLEM) in start["headers"]:
+        return None
+    match start["status"]:
+        case 404:
+            return NotFound(f"there is nothing at {scope['path'][:100]!r}")
+        case 405:
+            return MethodNotAllowed(f"{scope['path'][:100]} does not take {scope['method']}")
+        case 500:
+            return InternalError(INTERNAL_DETAIL)
     return None
 
 
-__all__ = ["ProblemMiddleware"]
+__all__ = ["REQUEST_ID", "ProblemMiddleware"]

@@ -16,6 +16,7 @@ Send = Callable[[Any], Awaitable[None]]
 JSON = b"application/json"
 PROBLEM = b"application/problem+json"
 REQUEST_ID_HEADER = b"x-request-id"
+INTERNAL_DETAIL = "an unexpected error; the log has its cause under this request id"
 _PLAIN_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -68,4 +69,4 @@ async def send_problem(
     await send({"type": "http.response.body", "body": body})
 
 
-__all__ = ["PROBLEM", "request_id_of", "send_problem", "send_reply"]
+__all__ = ["INTERNAL_DETAIL", "PROBLEM", "request_id_of", "send_problem", "send_reply"]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from service.api.body import Disconnected, Receive, check_headers, read_body
-from service.api.respond import Send, request_id_of, send_problem, send_reply
+from service.api.respond import INTERNAL_DETAIL, Send, request_id_of, send_problem, send_reply
 from service.api.schemas import Explain, ModelInfo, ScoreReply, ScoreRequest, encode_reply
 from service.api.translate import Limits, decode, to_query
 from service.contract.schema import Entity
@@ -25,7 +25,6 @@ from service.telemetry.log import get_logger
 from service.telemetry.metrics import NO_VERSION, BundleMetrics
 
 PATH = "/score"
-INTERNAL_DETAIL = "an unexpected error; the log has its cause under this request id"
 
 log = get_logger(__name__)
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from service.contract.bundle import Bundle
 from service.contract.encode import EncodedBlock
-from service.contract.errors import BundleError
+from service.contract.errors import BundleError, ContractError
+from service.contract.ids import read_ids
 from service.contract.layout import EntityLayout, entity_layout
 from service.contract.manifest import SnapshotFiles
 from service.contract.schema import Entity, FeatureSchema
@@ -112,10 +113,9 @@ def _open_table(bundle: Bundle, entity: Entity) -> EntityTable:
 
 def _read_ids(path: Path, files: SnapshotFiles) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise BundleError(path, "is not UTF-8 text") from None
-    ids = text.removesuffix("\n").split("\n") if text else []
+        ids = read_ids(path)
+    except ContractError as error:
+        raise BundleError(path, str(error)) from None
     if len(ids) != files.num_rows:
         raise BundleError(path, f"has {len(ids)} ids, the manifest says {files.num_rows}")
     if len(set(ids)) != len(ids):
