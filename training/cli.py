@@ -1,8 +1,8 @@
 """`ctr-train`: prepare data, train, evaluate, report.
 
-Commands only parse arguments, call one function of the package each, and print. Invariant: an expected error
-(bad config, bad data, an unusable folder, a full disk) ends in one line on stderr and exit code 1, a wrong command
-line in exit code 2; neither shows a traceback.
+Commands only parse arguments, call one function of the package each, and print. Invariant: an expected
+error (bad config, bad data, an unusable folder, a full disk) ends in one line on stderr and exit code 1, a
+wrong command line in exit code 2; neither shows a traceback.
 """
 
 import json
@@ -17,10 +17,9 @@ from rich.table import Table
 
 from service.contract.errors import ContractError
 from training.config import ConfigError, RunConfig, load_config
-from training.data.dataset import PreparedDataset
 from training.data.errors import DataError
 from training.data.prepare import prepare
-from training.data.prepared import MANIFEST_FILE
+from training.data.prepared import MANIFEST_FILE, PreparedDataset
 from training.data.source import open_data, recipe_names
 from training.data.synthetic import PRESETS, generate
 from training.engine.artefacts import RunFolder
@@ -56,12 +55,18 @@ def run(
     ] = None,
     prepared: Annotated[
         Path | None,
-        typer.Option(help="Prepared data: used if it is there, else made from --data. Default: OUT/prepared."),
+        typer.Option(
+            help="Prepared data: used if it is there, else made from --data. Default: OUT/prepared."
+        ),
     ] = None,
     override: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a config key; repeatable.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a config key; repeatable."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")] = False,
+    *,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")
+    ] = False,
 ) -> None:
     """Train one model, calibrate and evaluate it, and write the run folder with its report."""
     settings = load_config(config, override or ())
@@ -77,11 +82,14 @@ def run(
 def evaluate(
     run_folder: RunArgument,
     split: Annotated[str, typer.Option(help=f"One of {', '.join(EVALUATED_SPLITS)}.")] = "test",
+    *,
     as_json: Annotated[bool, typer.Option("--json", help="Print all metrics, domains too, as JSON.")] = False,
 ) -> None:
     """Score a split again with the stored model and calibrator, and print the metrics."""
     if split not in EVALUATED_SPLITS:
-        raise typer.BadParameter(f"{split!r} is not one of {', '.join(EVALUATED_SPLITS)}", param_hint="--split")
+        raise typer.BadParameter(
+            f"{split!r} is not one of {', '.join(EVALUATED_SPLITS)}", param_hint="--split"
+        )
     with bars(error_console) as watcher:
         metrics = evaluate_run(run_folder, split, watcher=watcher)
     if as_json:
@@ -100,7 +108,9 @@ def report(run_folder: RunArgument) -> None:
 def synthetic(
     out: Annotated[Path, typer.Option(help="Folder to fill; made if missing.")],
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "demo",
-    seed: Annotated[int | None, typer.Option(help="Seed of every draw; the preset's own if left out.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of every draw; the preset's own if left out.")
+    ] = None,
 ) -> None:
     """Write a seeded synthetic multi-domain data set whose true click probabilities are known."""
     if preset not in PRESETS:
@@ -119,7 +129,8 @@ def prepare_command(
     data: Annotated[Path, typer.Option(help="Raw data folder, or a dataset.yaml.")],
     out: Annotated[Path, typer.Option(help="Folder for the prepared data.")],
     recipe: Annotated[
-        str | None, typer.Option(help=f"Shipped description to read the folder by: {', '.join(recipe_names())}.")
+        str | None,
+        typer.Option(help=f"Shipped description to read the folder by: {', '.join(recipe_names())}."),
     ] = None,
 ) -> None:
     """Encode a raw data set once: schema, statistics, row files per split."""
@@ -131,6 +142,7 @@ def prepare_command(
 @data_app.command()
 def describe(
     prepared: Annotated[Path, typer.Option(help="Prepared data folder.")],
+    *,
     domains: Annotated[bool, typer.Option("--domains", help="List every domain with its rows.")] = False,
 ) -> None:
     """Show what a prepared data set holds."""

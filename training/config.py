@@ -1,8 +1,8 @@
 """The config of a training run: a typed tree read from YAML.
 
 Reads `training/configs/*.yaml` plus overrides such as `training.seed=3`; writes the resolved tree to
-`OUT/config.yaml`. Invariants: a key that nothing reads is refused, with its path and its nearest neighbours; the
-resolved file, read again, gives an equal config and digest.
+`OUT/config.yaml`. Invariants: a key that nothing reads is refused, with its path and its nearest
+neighbours; the resolved file, read again, gives an equal config and digest.
 """
 
 import difflib

@@ -36,7 +36,8 @@ HEADLINE = (
 """Metrics of the summary table, in order."""
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem; color: #1c2733; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem;
+  color: #1c2733; }
 table { border-collapse: collapse; margin: 1rem 0; } th, td { padding: .2rem .7rem; text-align: right; }
 th:first-child, td:first-child { text-align: left; } tr:nth-child(even) { background: #f2f5f8; }
 thead th { border-bottom: 2px solid #8aa0b4; } img { max-width: 100%; } .note { color: #5a6b7b; }
@@ -65,7 +66,8 @@ def write_report(run: Path) -> Path:
         f"<h2>Config</h2><pre>{html.escape(folder.config.read_text(encoding='utf-8'))}</pre>",
     ]
     page = (
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{html.escape(metrics['name'])}</title>"
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        f"<title>{html.escape(metrics['name'])}</title>"
         f"<style>{_STYLE}</style></head><body>{''.join(sections)}</body></html>\n"
     )
     write_text(folder.report, page)
@@ -114,7 +116,10 @@ def _reliability(folder: RunFolder) -> Figure:
     frame = pl.read_parquet(folder.predictions("test"), columns=["label", "logit", "score"])
     labels = frame["label"].to_numpy()
     figure, axes = _figure(columns=1)
-    for name, scores in (("raw", sigmoid(frame["logit"].to_numpy())), ("calibrated", frame["score"].to_numpy())):
+    for name, scores in (
+        ("raw", sigmoid(frame["logit"].to_numpy())),
+        ("calibrated", frame["score"].to_numpy()),
+    ):
         curve = reliability_curve(labels, scores, num_bins=20)
         axes[0].plot(curve.mean_score, curve.mean_label, "o-", ms=4, label=f"{name}, ECE {curve.ece:.4f}")
     top = max(axes[0].get_xlim()[1], axes[0].get_ylim()[1])
@@ -128,7 +133,9 @@ def _domain_plot(metrics: Mapping[str, Any]) -> Figure:
     domains = [d for d in metrics["test"]["domains"].values() if d["auc"] is not None]
     figure, axes = _figure(columns=1)
     rows = np.array([d["rows"] for d in domains], dtype=float)
-    auc, low, high = (np.array([d[key] for d in domains], dtype=float) for key in ("auc", "auc_low", "auc_high"))
+    auc, low, high = (
+        np.array([d[key] for d in domains], dtype=float) for key in ("auc", "auc_low", "auc_high")
+    )
     axes[0].errorbar(rows, auc, yerr=np.stack([auc - low, high - auc]), fmt="o", ms=4, lw=1, capsize=2)
     if len(rows):
         axes[0].set_xscale("log")
@@ -156,7 +163,17 @@ def _domain_table(metrics: Mapping[str, Any]) -> str:
                 _number(domain["calibration_ratio"]),
             ]
         )
-    heads = ["domain", "rows", "clicks", "AUC", "95 % interval", "logloss", "ECE", "ECE raw", "predicted/observed"]
+    heads = [
+        "domain",
+        "rows",
+        "clicks",
+        "AUC",
+        "95 % interval",
+        "logloss",
+        "ECE",
+        "ECE raw",
+        "predicted/observed",
+    ]
     return _table(heads, rows)
 
 
@@ -187,7 +204,9 @@ def _image(figure: Figure, text: str) -> str:
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 

@@ -62,11 +62,8 @@ class RunLog:
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """All whole events of a log; a last line that a kill cut short is left out."""
-    events = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            events.append(json.loads(line))
-    return events
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,7 @@
     schema.json          the feature schema the model was built on
     log.jsonl            one event a line
     checkpoint/last.pt   everything needed to go on
-    model.pt             {"state_dict", "model" (config), "schema_digest", "weights_digest"}: the best weights
+    model.pt             {"state_dict", "model" (config), "schema_digest", "weights_digest"}, best weights
     calibration.json     one line per domain, and the fallback
     predictions/*.parquet  user_code, domain, label, logit, score, in the reader's order
     metrics.json         the run's figures
@@ -102,7 +102,9 @@ class RunFolder:
             raise RunError(f"{self.root}: no such run folder")
         for path in (self.config, self.model, self.calibration, self.metrics):
             if not path.is_file():
-                raise RunError(f"{self.root}: not a finished run, {path.name} is missing; finish it with --resume")
+                raise RunError(
+                    f"{self.root}: not a finished run, {path.name} is missing; go on with --resume"
+                )
 
 
 def save_model(path: Path, model: CtrModel, *, config: ModelConfig, schema: FeatureSchema) -> str:

@@ -1,9 +1,10 @@
 """Per-domain Platt calibration: score = sigmoid(scale_d * logit + bias_d).
 
 Fitted on validation logits; reads and writes `calibration.json`. A global line is fitted first; each domain's
-line is shrunk to it, by a strength that K-fold cross-validation chooses (folds are cut by user, whose rows
-hang together); "global only" is one of the choices. Invariants: every domain and the fallback have a line; every
-scale is positive, so calibration never reorders the rows of a domain; a domain without rows has the fallback's.
+line is shrunk to it, by a strength that K-fold cross-validation chooses (folds are cut by user, whose
+rows hang together); "global only" is one of the choices. Invariants: every domain and the fallback have a
+line; every scale is positive, so calibration never reorders the rows of a domain; a domain without rows has
+the fallback's.
 """
 
 import json
@@ -25,7 +26,7 @@ DEFAULT_STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, GLOBAL_
 """Weights of the pull to the global line, about in rows' worth of evidence."""
 
 _GLOBAL_STRENGTH = 1e-3
-"""Pull of the global line to the model's own logit: nothing beside real rows, but keeps separable data finite."""
+"""Pull of the global line to the model's own logit: too weak to matter, but separable rows stay finite."""
 _MIN_GLOBAL_SLOPE = 1e-3
 _MIN_SLOPE_RATIO = 0.1
 """A domain's slope is at least this share of the global one."""
@@ -144,7 +145,9 @@ def fit_calibrator(
         losses = _cross_validate(rows, folds, own=own, strengths=ordered, num_domains=len(domain_names))
         table = tuple(zip(ordered, losses.tolist(), strict=True))
         chosen = ordered[int(np.argmin(losses))]  # of equal losses the stronger pull
-    lines = _path(rows, own=own, strengths=[s for s in ordered if s >= chosen], num_domains=len(domain_names))[-1]
+    lines = _path(
+        rows, own=own, strengths=[s for s in ordered if s >= chosen], num_domains=len(domain_names)
+    )[-1]
     return Calibrator(
         domains=tuple(domain_names),
         scale=lines.slope / spread,
@@ -179,9 +182,7 @@ def _cross_validate(
 def _path(rows: Rows, *, own: Lines, strengths: Sequence[float], num_domains: int) -> list[Lines]:
     """Lines (D + 1,) for each strength, strongest first; each search starts from the one before."""
     whole = Rows(rows.logit, rows.label, np.zeros(len(rows.label), dtype=np.int64))
-    base = fit_lines(
-        whole, centre=own, strength=_GLOBAL_STRENGTH, min_slope=_MIN_GLOBAL_SLOPE, start=own
-    )
+    base = fit_lines(whole, centre=own, strength=_GLOBAL_STRENGTH, min_slope=_MIN_GLOBAL_SLOPE, start=own)
     centre = Lines(np.repeat(base.slope, num_domains), np.repeat(base.bias, num_domains))
     known = _take(rows, rows.group < num_domains)
     lines, result = centre, []

@@ -1,7 +1,7 @@
 """Checkpoints: one file that holds all a run needs to go on, replaced atomically.
 
-Invariant: the file is always a whole checkpoint. A kill or a full disk while writing leaves the previous one, so
-a run loses at most the work since then. Only tensors and plain values are stored, so loading runs no code.
+Invariant: the file is always a whole checkpoint. A kill or a full disk while writing leaves the previous
+one, so a run loses at most the work since then. Only tensors and plain values are stored, so loading runs no code.
 """
 
 import hashlib
@@ -55,7 +55,9 @@ class CheckpointFile:
         """
         content = load_tensors(self.path)
         if content.get("format") != FORMAT:
-            raise CheckpointError(f"{self.path}: format {content.get('format')!r}, this version reads {FORMAT}")
+            raise CheckpointError(
+                f"{self.path}: format {content.get('format')!r}, this version reads {FORMAT}"
+            )
         for name, wanted in self.identity.items():
             found = content["identity"].get(name)
             if found != wanted:

@@ -17,7 +17,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write: Gets the temporary path.
 
     Raises:
-        OSError: The file cannot be written. What `write` raises passes through; the temporary file is removed.
+        OSError: The file cannot be written. What `write` raises passes through; the temporary file goes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")

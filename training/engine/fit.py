@@ -1,8 +1,9 @@
 """One training run from config to run folder.
 
-The only place of the engine where the config is read: it builds model, optimisers, loop and calibrator from flat
-arguments, runs them, and writes the artefacts listed in `artefacts.py`. Invariant: with equal config, data, seed
-and number of threads on one machine, a run that was killed and resumed ends with the bits of an unbroken one.
+The only place of the engine where the config is read: it builds model, optimisers, loop and calibrator from
+flat arguments, runs them, and writes the artefacts listed in `artefacts.py`. Invariant: with equal config,
+data, seed and number of threads on one machine, a run that was killed and resumed ends with the bits of an
+unbroken one.
 """
 
 import time
@@ -16,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from training.config import RunConfig, load_config
-from training.data.dataset import Batch, PreparedDataset, RowReader
+from training.data.dataset import Batch, RowReader
+from training.data.prepared import PreparedDataset
 from training.engine.artefacts import RunFolder, load_model, save_json, save_model, save_predictions
 from training.engine.average import WeightAverage
 from training.engine.calibrate import GLOBAL_ONLY, Calibrator, fit_calibrator, identity_calibrator
@@ -61,7 +63,12 @@ class RunResult:
 
 
 def run_training(
-    config: RunConfig, prepared: PreparedDataset, out: Path, *, resume: bool = False, watcher: Watcher | None = None
+    config: RunConfig,
+    prepared: PreparedDataset,
+    out: Path,
+    *,
+    resume: bool = False,
+    watcher: Watcher | None = None,
 ) -> RunResult:
     """Train, calibrate, evaluate, and fill a run folder.
 
@@ -172,7 +179,9 @@ def _check_splits(prepared: PreparedDataset) -> None:
 def _claim(folder: RunFolder, config: RunConfig, prepared: PreparedDataset, *, resume: bool) -> None:
     """Make the folder this run's own."""
     if not resume and (folder.config.exists() or folder.checkpoint.exists()):
-        raise RunError(f"{folder.root}: already holds a run; pass --resume to go on, or choose another folder")
+        raise RunError(
+            f"{folder.root}: already holds a run; pass --resume to go on, or choose another folder"
+        )
     if resume and folder.checkpoint.exists():
         return  # whether it is this run is for the checkpoint's identity to say
     folder.metrics.unlink(missing_ok=True)  # a folder with metrics is a finished run

@@ -2,8 +2,8 @@
 
 Per step: one shuffled mixed-domain batch, loss = weighted mean of BCE + the model's penalty, one step of both
 optimisers. Several times an epoch: validation, which decides the best weights and when to stop.
-Invariants: the loop can be cut after any checkpoint and goes on with the same bits; when `run` returns, the model
-holds the best weights.
+Invariants: the loop can be cut after any checkpoint and goes on with the same bits; when `run` returns, the
+model holds the best weights.
 """
 
 import math
@@ -165,7 +165,9 @@ class TrainLoop:
         self.position = Position(**state["position"])
         self._log.truncate(state["log_bytes"])
         restore_random_state(state["random"])
-        self._log.event("resume", step=self.position.step, epoch=self.position.epoch, batch=self.position.batch)
+        self._log.event(
+            "resume", step=self.position.step, epoch=self.position.epoch, batch=self.position.batch
+        )
 
     def _run_epoch(self) -> None:
         plan, position = self._plan, self.position
@@ -183,7 +185,8 @@ class TrainLoop:
                 if self.stop.should_stop:
                     self._log.event("early_stop", step=position.step, best_step=self.stop.best_step)
                     return
-            if position.batch % plan.checkpoint_every == 0:
+            batches_done = position.epoch * plan.batches_per_epoch + position.batch
+            if batches_done % plan.checkpoint_every == 0:
                 self._save()
             mark = time.perf_counter()
         if position.batch != plan.batches_per_epoch:
@@ -204,8 +207,9 @@ class TrainLoop:
         value = float((loss + output.penalty).detach())
         if not math.isfinite(value):
             raise DivergedError(
-                f"the loss is {value} at step {position.step + 1} (epoch {position.epoch}, batch "
-                f"{position.batch + 1}); lower optimiser.dense.lr or optimiser.tables.lr, or lengthen the warm-up"
+                f"the loss is {value} at step {position.step + 1} (epoch {position.epoch}, "
+                f"batch {position.batch + 1}); lower optimiser.dense.lr or optimiser.tables.lr, "
+                "or lengthen the warm-up"
             )
         self._optimisers.zero_grad()
         (loss + output.penalty).backward()
@@ -223,7 +227,9 @@ class TrainLoop:
         position = self.position
         if position.loss_rows:
             mean = position.loss_sum / position.loss_rows
-            self._log.event("train", step=position.step, epoch=self._epochs_done(), rows=position.rows, loss=mean)
+            self._log.event(
+                "train", step=position.step, epoch=self._epochs_done(), rows=position.rows, loss=mean
+            )
         position.loss_sum, position.loss_rows = 0.0, 0
 
     def _evaluate(self) -> None:

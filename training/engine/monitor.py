@@ -1,7 +1,7 @@
 """What validation is judged by, and when training stops.
 
-`EarlyStop` keeps the best weights seen. Invariant: `best_state` is a copy taken at `best_step`; later training
-never changes it.
+`EarlyStop` keeps the best weights seen. Invariant: `best_state` is a copy taken at `best_step`; later
+training never changes it.
 """
 
 import math
@@ -31,8 +31,8 @@ def monitored_value(evaluation: Evaluation, monitor: Monitor) -> float:
         value = float(getattr(evaluation, monitor))
     if math.isnan(value):
         raise MonitorError(
-            f"validation metric '{monitor}' is undefined: {evaluation.rows} rows, {evaluation.positives} clicks; "
-            f"set training.monitor to another of {', '.join(MONITORS)}"
+            f"validation metric '{monitor}' is undefined: {evaluation.rows} rows, {evaluation.positives} "
+            f"clicks; set training.monitor to another of {', '.join(MONITORS)}"
         )
     return value
 

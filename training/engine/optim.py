@@ -1,8 +1,8 @@
-"""Optimisers: AdamW for dense weights, lazy row-wise updates for embedding tables, one learning-rate schedule.
+"""Optimisers: AdamW for dense weights, lazy updates of embedding rows, one learning-rate schedule.
 
-A table's gradient is sparse, so a step reads and writes only the rows of the batch: dense L2 or Adam would pull
-every unseen id towards 0 by about the learning rate per step (spec, CDC A10). Invariant: a row that is not in
-the batch keeps its bits, and so does its optimiser state.
+A table's gradient is sparse, so a step reads and writes only the rows of the batch: dense L2 or Adam would
+pull every unseen id towards 0 by about the learning rate per step (spec, CDC A10). Invariant: a row that is
+not in the batch keeps its bits, and so does its optimiser state.
 """
 
 import math
@@ -22,7 +22,7 @@ ScheduleKind: TypeAlias = Literal["constant", "linear_decay", "cosine"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning-rate factor over steps: a linear warm-up from 0 to 1, then constant or falling to `final_ratio`."""
+    """Learning-rate factor over steps: linear warm-up to 1, then constant or falling to `final_ratio`."""
 
     kind: ScheduleKind
     warmup_steps: int

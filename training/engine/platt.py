@@ -1,7 +1,7 @@
 """Penalised logistic regression of clicks on one logit, for all domains at once.
 
-eta = slope_d * z + bias_d over rows of domain d, z the standardised logit. Pure numpy, float64; every sum over a
-domain's rows is one `bincount`, every Newton step solves D systems of 2 x 2 in closed form.
+eta = slope_d * z + bias_d over rows of domain d, z the standardised logit. Pure numpy, float64; every sum
+over a domain's rows is one `bincount`, every Newton step solves D systems of 2 x 2 in closed form.
 Invariant: the returned lines minimise their penalised loss under slope >= min_slope, which keeps the order of
 scores inside a domain.
 """
@@ -53,8 +53,8 @@ def row_losses(rows: Rows, lines: Lines) -> FloatArray:
 def fit_lines(rows: Rows, *, centre: Lines, strength: float, min_slope: float, start: Lines) -> Lines:
     """Minimise, for each domain, sum of log loss + strength / 2 * |(slope, bias) - centre|^2.
 
-    Newton with step halving; domains are independent, so each has its own step. A domain whose slope ends below
-    `min_slope` is solved again with the slope held there: the problem is convex, so that is its constrained
+    Newton with step halving; domains are independent, so each has its own step. A domain whose slope ends
+    below `min_slope` is solved again with the slope held there: the problem is convex, so that is its constrained
     minimum.
 
     Args:
@@ -64,7 +64,9 @@ def fit_lines(rows: Rows, *, centre: Lines, strength: float, min_slope: float, s
         min_slope: Smallest slope allowed.
         start: (D,) where the search begins.
     """
-    free = _newton(rows, centre=centre, strength=strength, start=start, hold_slope=np.zeros(0, dtype=np.bool_))
+    free = _newton(
+        rows, centre=centre, strength=strength, start=start, hold_slope=np.zeros(0, dtype=np.bool_)
+    )
     low = free.slope < min_slope
     if not low.any():
         return free
@@ -113,7 +115,7 @@ def _direction(
     residual = chance - rows.label
 
     def total(values: FloatArray) -> FloatArray:
-        return np.bincount(rows.group, weights=values, minlength=num)
+        return np.bincount(rows.group, weights=values, minlength=num).astype(np.float64, copy=False)
 
     grad_slope = total(residual * rows.logit) + strength * (lines.slope - centre.slope)
     grad_bias = total(residual) + strength * (lines.bias - centre.bias)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils import deterministic
 
 SEED_LIMIT = 2**32
 """numpy's global generator takes seeds below this."""
@@ -27,8 +28,8 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed)  # libraries still draw from the global generator
     torch.manual_seed(seed)
     # `warn_only`: on CUDA a few kernels have no deterministic form; they run, with a warning.
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def random_state() -> dict[str, Any]:
