@@ -60,29 +60,24 @@ class TableEncoder:
             case NumericSpec():
                 self._write_numeric(block, spec, get)
             case MultiSpec():
-                values = lists(get(raw_column(spec)), place, spec.separator)
-                kept = values.positions < spec.max_len
-                _scatter(
-                    block.ints,
-                    layout.slot(spec.name, IDS),
-                    values,
-                    values.positions,
-                    kept,
-                    self._ids(layout.slot(spec.name, IDS), values.flat, place),
-                )
-                if spec.weights is not None:
-                    weights = lists(get(spec.weights), place)
-                    _same_lengths(place, values, weights)
-                    _scatter(
-                        block.floats,
-                        layout.slot(spec.name, WEIGHTS),
-                        values,
-                        values.positions,
-                        kept,
-                        np.nan_to_num(numbers(weights.flat, place)),
-                    )
+                self._write_multi(block, spec, get, place)
             case SequenceSpec():
                 self._write_sequence(block, spec, get, place)
+
+    def _write_multi(self, block: EncodedBlock, spec: MultiSpec, get: GetColumn, place: str) -> None:
+        values = lists(get(raw_column(spec)), place, spec.separator)
+        kept = values.positions < spec.max_len
+        slot = self.encoder.layout.slot(spec.name, IDS)
+        ids = self._ids(slot, values.flat, place)
+        _scatter(block.ints, slot, values, values.positions, kept, ids)
+        if spec.weights is not None:
+            weights = lists(get(spec.weights), place)
+            _same_lengths(place, values, weights)
+            flat = numbers(weights.flat, place)
+            if np.isnan(flat).any():
+                raise TableError(f"{place}: a weight is missing; every listed id needs one")
+            slot = self.encoder.layout.slot(spec.name, WEIGHTS)
+            _scatter(block.floats, slot, values, values.positions, kept, flat)
 
     def _write_sequence(self, block: EncodedBlock, spec: SequenceSpec, get: GetColumn, place: str) -> None:
         first = lists(get(spec.fields[0].column), place)

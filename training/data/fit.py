@@ -103,11 +103,14 @@ class _Sample:
     """Every `stride`-th value; the stride doubles when there are too many."""
 
     stride: int = 1
+    seen: int = 0
     size: int = 0
     parts: list[tuple[Floats, Floats]] = field(default_factory=list)
 
     def add(self, values: Floats, weights: Floats) -> None:
-        self.parts.append((values[:: self.stride], weights[:: self.stride] * self.stride))
+        kept = slice(-self.seen % self.stride, None, self.stride)
+        self.seen += len(values)
+        self.parts.append((values[kept], weights[kept] * self.stride))
         self.size += len(self.parts[-1][0])
         while self.size > _SAMPLE_VALUES:
             values, weights = (np.concatenate(column) for column in zip(*self.parts, strict=True))
