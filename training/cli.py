@@ -157,7 +157,7 @@ def describe(
 
 def main() -> None:
     """Entry point of the console script."""
-    sys.exit(guarded(lambda: app(standalone_mode=False)))
+    sys.exit(guarded(lambda: app(prog_name="ctr-train", standalone_mode=False)))
 
 
 def guarded(command: Callable[[], Any]) -> int:
@@ -189,8 +189,9 @@ def _prepared(
     if not (folder / MANIFEST_FILE).is_file():
         if data is None:
             raise RunError(f"{folder}: no prepared data there; give --data to make it")
+        source = open_data(data, config.data.recipe)
         watcher.say(f"preparing {data} into {folder}")
-        prepare(open_data(data, config.data.recipe), folder, progress=watcher.reach)
+        prepare(source, folder, progress=watcher.reach)
     if cache is not None and not home.exists():
         home.parent.mkdir(parents=True, exist_ok=True)
         home.symlink_to(cache.resolve(), target_is_directory=True)

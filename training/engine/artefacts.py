@@ -11,8 +11,8 @@
     metrics.json         the run's figures
     report.html          the same for people
 
-Invariant: every file is written whole; `metrics.json` comes after all it speaks of, so a folder that has it is
-a finished run.
+Invariant: every file is written whole; `metrics.json` comes after all it speaks of, so a folder that has it
+is a finished run.
 """
 
 import json
@@ -132,7 +132,8 @@ def load_model(path: Path, schema: FeatureSchema) -> CtrModel:
     try:
         if content["schema_digest"] != schema.digest:
             raise RunError(
-                f"{path}: trained on schema {content['schema_digest'][:12]}, the data has {schema.digest[:12]}"
+                f"{path}: trained on schema {content['schema_digest'][:12]}, "
+                f"the data has {schema.digest[:12]}"
             )
         config: ModelConfig = TypeAdapter(ModelConfig).validate_python(content["model"])
         model = build_model(config, schema)

@@ -1,7 +1,8 @@
 """Checkpoints: one file that holds all a run needs to go on, replaced atomically.
 
 Invariant: the file is always a whole checkpoint. A kill or a full disk while writing leaves the previous
-one, so a run loses at most the work since then. Only tensors and plain values are stored, so loading runs no code.
+one, so a run loses at most the work since then. Only tensors and plain values are stored, so loading runs
+no code.
 """
 
 import hashlib

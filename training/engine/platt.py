@@ -54,8 +54,8 @@ def fit_lines(rows: Rows, *, centre: Lines, strength: float, min_slope: float, s
     """Minimise, for each domain, sum of log loss + strength / 2 * |(slope, bias) - centre|^2.
 
     Newton with step halving; domains are independent, so each has its own step. A domain whose slope ends
-    below `min_slope` is solved again with the slope held there: the problem is convex, so that is its constrained
-    minimum.
+    below `min_slope` is solved again with the slope held there: the problem is convex, so that is its
+    constrained minimum.
 
     Args:
         rows: What to fit.
