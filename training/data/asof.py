@@ -17,7 +17,7 @@ from training.data.columns import Ints
 
 END = np.iinfo(np.int64).max
 """A period after every other: the end of train."""
-_MERGE_ROWS = 2_000_000
+_MERGE_ROWS = 500_000
 
 
 @dataclass
@@ -40,7 +40,7 @@ class CountBuilder:
         part = _summed(codes[known], periods[known], measures[known].astype(np.int64))
         self._parts.append(part)
         self._pending += len(part[0])
-        if self._pending > _MERGE_ROWS + 2 * len(self._parts[0][0]):
+        if self._pending > _MERGE_ROWS + len(self._parts[0][0]):
             self._merge()
 
     def _merge(self) -> None:

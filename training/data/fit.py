@@ -110,7 +110,8 @@ class _Sample:
     def add(self, values: Floats, weights: Floats) -> None:
         kept = slice(-self.seen % self.stride, None, self.stride)
         self.seen += len(values)
-        self.parts.append((values[kept], weights[kept] * self.stride))
+        # A copy: a view would keep every value of the batch in memory.
+        self.parts.append((values[kept].copy(), weights[kept] * self.stride))
         self.size += len(self.parts[-1][0])
         while self.size > _SAMPLE_VALUES:
             values, weights = (np.concatenate(column) for column in zip(*self.parts, strict=True))

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix  # type: ignore[import-untyped]
-from sklearn.utils.extmath import randomized_svd
 
 from service.contract.encode import EncodedBlock, standardise
 from service.contract.layout import VALUES, entity_layout
@@ -230,6 +228,10 @@ def _propensity(inputs: HistoryInputs, spec: PropensitySpec) -> Iterator[MadeFea
 
 def _factors(inputs: HistoryInputs, spec: FactorsSpec) -> Made:
     """Singular vectors of the degree-normalised user x item matrix, split evenly between both sides."""
+    # Loaded here: they take 60 MB, which a data set without factors need not pay.
+    from scipy.sparse import csr_matrix  # type: ignore[import-untyped]
+    from sklearn.utils.extmath import randomized_svd
+
     num_users, num_items = len(inputs.users), len(inputs.items)
     pairs = np.concatenate([inputs.events[name].pairs(num_items) for name in spec.lists])
     shape = (num_users, num_items)

@@ -46,8 +46,9 @@ class RowSample:
         """Take in the train rows of one batch."""
         keep = slice((-self.seen) % self.stride, None, self.stride)
         self.seen += len(label)
-        block = EncodedBlock(context.ints[keep], context.floats[keep])
-        self.parts.append((user[keep], item[keep], block, label[keep]))
+        # Copies: a view would keep every row of the batch in memory.
+        block = EncodedBlock(context.ints[keep].copy(), context.floats[keep].copy())
+        self.parts.append((user[keep].copy(), item[keep].copy(), block, label[keep].copy()))
 
 
 def check_inputs(

@@ -20,7 +20,7 @@ from training.data.errors import DescriptionError, TableError
 from training.data.source import DataSource
 from training.data.table import DatasetDescription, TimeColumn
 
-BATCH_ROWS = 65_536
+BATCH_ROWS = 32_768
 SPLITS = ("train", "valid", "test")
 TRAIN = 0
 HOUR_MS = 3_600_000

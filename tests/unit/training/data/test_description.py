@@ -150,7 +150,7 @@ def test_files_that_do_not_exist(description, write, tmp_path):
     with pytest.raises(DescriptionError, match=r"users: file .*users\.parquet does not exist"):
         open_data(write(description, log=[{"user_id": 1}]))
     description["root"] = "elsewhere"
-    with pytest.raises(DescriptionError, match="data folder .*elsewhere does not exist"):
+    with pytest.raises(DescriptionError, match=r"data folder .*elsewhere does not exist"):
         open_data(write(description))
     description["interactions"] = []
     del description["root"]
@@ -162,5 +162,5 @@ def test_recipes_parse_and_unknown_ones_are_refused(tmp_path):
     assert recipe_names() == ("kuairand_tab", "kuairand_tag", "tiny")
     for name in recipe_names():
         assert parse_description(recipe_text(name)).outcomes[0] == "long_view"
-    with pytest.raises(DescriptionError, match="no recipe 'nile'; allowed: .*tiny"):
+    with pytest.raises(DescriptionError, match=r"no recipe 'nile'; allowed: .*tiny"):
         open_data(tmp_path, "nile")

@@ -243,7 +243,7 @@ def test_a_bad_cell_is_named(description, write, tmp_path, rows, column, value, 
 
 
 def test_splits_and_columns_that_are_missing(description, write, tmp_path, rows):
-    with pytest.raises(TableError, match="no test rows; found .*'train': 5"):
+    with pytest.raises(TableError, match=r"no test rows; found .*'train': 5"):
         prepare(write(description, log=rows[:6]), tmp_path / "out")
     with pytest.raises(TableError, match="1 files hold no rows"):
         prepare(write(description, log=pa.Table.from_pylist(rows).slice(0, 0)), tmp_path / "out")
@@ -278,7 +278,7 @@ def test_weights_probabilities_and_row_groups_pass_through(description, write, t
     assert batch.weight.tolist() == pytest.approx([r["w"] for r in many if r["split"] == "train"])
     assert set(batch.true_probability.tolist()) == {0.25}
     many[0]["w"] = -1.0
-    with pytest.raises(TableError, match="weight -1.0 is negative"):
+    with pytest.raises(TableError, match=r"weight -1\.0 is negative"):
         prepare(write(description, log=many), tmp_path / "out")
 
 

@@ -46,7 +46,7 @@ def test_as_of_values_by_hand(rows, description, write, tmp_path):
     assert prepared.stat_columns(Entity.USER) == ["user_id_count", "user_id_rate_label"]
     train, batch = _raw(prepared, "train")
     v_lift = _logit((0 + 2 * rate) / (1 + 2)) - _logit(rate)
-    # Day 0 knows nothing, not even the other rows of day 0; day 1 knows day 0: u has 2 rows and 1 click, v 1 and 0.
+    # Day 0 knows nothing, not even its other rows; day 1 knows day 0: u has 2 rows and 1 click, v 1 and 0.
     expected = [[0, 0], [0, 0], [0, 0], [math.log(3), lift], [math.log(2), v_lift]]
     assert train == pytest.approx(np.array(expected), abs=1e-6)
     # The root mean square over the five train rows is the scale.
