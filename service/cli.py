@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from service.bundles.registry import LoadedBundle
 
 app = typer.Typer(
-    help="Score click-through over many domains: POST /score answers N probabilities for one user and N items.",
+    help="Score click-through over many domains: POST /score, one user and N items in, N probabilities out.",
     no_args_is_help=True,
     add_completion=False,
 )
@@ -73,7 +73,7 @@ def run(
     )
     try:
         if settings.workers > 1:
-            from service.supervisor import Supervisor  # what it imports must not import prometheus_client yet
+            from service.supervisor import Supervisor
 
             code = Supervisor(settings).run()
         else:
@@ -92,7 +92,7 @@ def check(
     alias: Annotated[str | None, _option("alias")] = None,
     device: Annotated[str | None, _option("device")] = None,
 ) -> None:
-    """Open a bundle, verify every file, replay its golden rows; exit 1 with the reason if it must not serve."""
+    """Open a bundle, verify every file, replay its golden rows; exit 1 with the reason if it is unfit."""
     settings = _settings(store=store, alias=alias, device=device)
     loaded = _load(settings)
     Console().print(_report(loaded))
@@ -142,8 +142,8 @@ def _report(loaded: LoadedBundle) -> Table:
     manifest = loaded.bundle.manifest
     table = Table(
         title=f"{manifest.name} ({manifest.model}), bundle {loaded.version}, alias {loaded.alias}",
-        caption=f"{len(manifest.domains)} domains, {len(loaded.source.users)} users, {len(loaded.source.items)} items "
-        f"stored; verified and warm in {loaded.load_s:.2f} s",
+        caption=f"{len(manifest.domains)} domains, {len(loaded.source.users)} users, "
+        f"{len(loaded.source.items)} items stored; verified and warm in {loaded.load_s:.2f} s",
     )
     for column in ("graph", "form", "precision", "domains", "golden max error", "ms at 100 rows"):
         table.add_column(column)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import socket
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 
@@ -17,12 +18,13 @@ import uvicorn
 
 from service.app import Application, create_app
 from service.settings import Settings
-from service.sockets import bind
+from service.sockets import bind, ignore_new_connections
 from service.telemetry.log import configure_logging, get_logger
 
 BACKLOG = 2048
 LINGER_S = 0.5
 POLL_S = 0.02
+ACCEPT_REST_S = 0.05  # for the loop to accept what the kernel had queued
 
 log = get_logger(__name__)
 
@@ -33,10 +35,13 @@ class DrainingServer(uvicorn.Server):
     Args:
         app: The application.
         settings: Of this process.
+        sock: What it listens on.
         parent: The supervisor; its end drains this process too.
     """
 
-    def __init__(self, app: Application, settings: Settings, parent: BaseProcess | None = None) -> None:
+    def __init__(
+        self, app: Application, settings: Settings, sock: socket.socket, parent: BaseProcess | None = None
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -52,6 +57,7 @@ class DrainingServer(uvicorn.Server):
             )
         )
         self._app = app
+        self._sock = sock
         self._pause_s = settings.drain_pause_s
         self._parent = parent
         self._drain: asyncio.Task[None] | None = None
@@ -81,6 +87,11 @@ class DrainingServer(uvicorn.Server):
         log.info("drain_begun", pause_s=pause_s)
         self._app.serving.begin_drain()
         await asyncio.sleep(pause_s)
+        try:
+            ignore_new_connections(self._sock)
+        except OSError as error:
+            log.warning("listener_closes_unfiltered", error=str(error))
+        await asyncio.sleep(ACCEPT_REST_S)
         for server in self.servers:
             server.close()
         # Connections accepted last may have their first request on the way: closing them now would
@@ -104,7 +115,7 @@ def serve(settings: Settings, parent: BaseProcess | None = None) -> None:
     configure_logging(settings.log_level)
     sock = bind(settings.host, settings.port)
     log.info("listening", host=settings.host, port=sock.getsockname()[1], store=str(settings.store))
-    DrainingServer(create_app(settings), settings, parent).run(sockets=[sock])
+    DrainingServer(create_app(settings), settings, sock, parent).run(sockets=[sock])
 
 
 __all__ = ["DrainingServer", "serve"]

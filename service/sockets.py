@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import socket
+import struct
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -25,4 +27,21 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-__all__ = ["bind"]
+SO_ATTACH_FILTER = 26  # Linux, asm-generic/socket.h; Python has no name for it
+DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)  # one classic BPF instruction: return 0, keep no byte
+
+
+def ignore_new_connections(sock: socket.socket) -> None:
+    """Make the kernel drop further connection attempts to a listening socket.
+
+    What waits in its queue can still be accepted; without this, connections that arrive between the
+    last accept and the close are reset. Callers retry and find the port closed or someone else on it.
+
+    Raises:
+        OSError: The system has no such filter.
+    """
+    code = ctypes.create_string_buffer(DROP_ALL, len(DROP_ALL))
+    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(code)))
+
+
+__all__ = ["bind", "ignore_new_connections"]

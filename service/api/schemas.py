@@ -1,4 +1,4 @@
-"""The wire format of `/score`: msgspec structs that decode requests, encode replies and make the OpenAPI entry.
+"""The wire format of `/score`: structs that decode requests, encode replies and make the OpenAPI entry.
 
 Limits that are settings (items, string and history lengths) are checked in `translate`.
 """

@@ -64,8 +64,7 @@ class ScoreEndpoint:
         deadline = Deadline(self._deadline_ms)
         request_id = request_id_of(scope["headers"])
         try:
-            if scope["method"] != "POST":
-                raise MethodNotAllowed(f"{PATH} takes POST, not {scope['method']}")
+            _check_method(scope["method"])
             with self._admission:
                 self._serving.metrics.inflight.inc()
                 try:
@@ -76,7 +75,7 @@ class ScoreEndpoint:
             self._serving.metrics.disconnected(self._version)
         except ServiceError as error:
             await self._refuse(send, error, request_id)
-        except _Failed as failed:
+        except _AnswerError as failed:
             await self._fail_or_refuse(send, failed)
         except Exception:
             log.exception("score_failed", request_id=request_id, bundle=self._version)
@@ -101,7 +100,7 @@ class ScoreEndpoint:
             decoded = time.perf_counter()
             scored = await scorer.score(query, deadline)
         except Exception as error:
-            raise _Failed(request_id, error) from error
+            raise _AnswerError(request_id, error) from error
         begun = time.perf_counter()
         reply = encode_reply(self._reply(scorer, request, query, scored, request_id))
         await send_reply(send, 200, reply, request_id, close=self._serving.draining)
@@ -161,7 +160,7 @@ class ScoreEndpoint:
             took_ms=round(took_s * 1000, 3),
         )
 
-    async def _fail_or_refuse(self, send: Send, failed: _Failed) -> None:
+    async def _fail_or_refuse(self, send: Send, failed: _AnswerError) -> None:
         if isinstance(failed.error, ServiceError):
             await self._refuse(send, failed.error, failed.request_id)
             return
@@ -176,13 +175,18 @@ class ScoreEndpoint:
         await send_problem(send, error, request_id, close=close, extra=extra)
 
 
-class _Failed(Exception):
+class _AnswerError(Exception):
     """Carries an error together with the request id that the body asked for."""
 
     def __init__(self, request_id: str, error: Exception) -> None:
         super().__init__(request_id)
         self.request_id = request_id
         self.error = error
+
+
+def _check_method(method: str) -> None:
+    if method != "POST":
+        raise MethodNotAllowed(f"{PATH} takes POST, not {method}")
 
 
 def _status(*, known: bool) -> str:

@@ -213,7 +213,8 @@ class _Check:
         elif isinstance(value, list):
             if len(value) > self._limits.max_history:
                 raise TooLong(
-                    f"a list of {len(value)} values was sent at {path}, at most {self._limits.max_history} are taken",
+                    f"a list of {len(value)} values was sent at {path}, "
+                    f"at most {self._limits.max_history} are taken",
                     field=path,
                     limit=self._limits.max_history,
                     value=len(value),

@@ -96,7 +96,7 @@ def make_schema() -> FeatureSchema:
 
 @dataclass(frozen=True)
 class Weights:
-    """Of one graph: id weights (sum of the columns' table sizes,), number weights (F,), per-domain rows (D+1,)."""
+    """Of one graph: id weights (total table rows,), number weights (F,), per-domain rows (D+1,)."""
 
     ids: dict[Entity, NDArray[np.float32]]
     offsets: dict[Entity, NDArray[np.int32]]

@@ -85,6 +85,7 @@ def test_sigterm_under_load_fails_no_request(small, tmp_path, workers):
         exit_code = service.process.wait(30)
 
         assert (exit_code, state["failed"], set(state["codes"])) == (0, [], {200}), service.log()
+        assert "listener_closes_unfiltered" not in service.log()
         assert before > 20
         assert sum(state["codes"].values()) > before
         assert (ready.status_code, ready.json()["detail"]) == (503, "the process is draining")

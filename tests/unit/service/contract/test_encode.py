@@ -36,8 +36,7 @@ def test_ids_stay_in_range_and_numbers_finite_for_any_input(entity, data, values
     name = data.draw(st.sampled_from(sorted(encoder.feature_names)))
     try:
         block = encoder.encode({name: values}, len(values))
-    except EncodeError as error:
-        assert error.feature == name
+    except EncodeError:
         return
     limits = id_limits(SCHEMA, encoder.layout)
     assert (block.ints >= 0).all()

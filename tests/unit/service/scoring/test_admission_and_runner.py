@@ -1,0 +1,126 @@
+"""Admission bounds, deadlines end waiting, and the runner places runs by their expected time."""
+
+import asyncio
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from service.contract.encode import EncodedBlock
+from service.errors import DeadlineExceeded, Overloaded
+from service.scoring.admission import Admission, Deadline
+from service.scoring.clock import RunClock
+from service.scoring.predictor import GraphRows
+from service.scoring.runner import Runner, Turnstile
+
+ITEM = EncodedBlock(np.zeros((4, 1), np.int32), np.zeros((4, 0), np.float32))
+ROWS = GraphRows(ITEM, ITEM, ITEM, np.zeros(1, np.int64), np.zeros(4, np.int64))
+
+
+class Sleepy:
+    """A predictor that takes its time and notes its thread."""
+
+    def __init__(self, run_s, expected_ms=None):
+        self.run_s = run_s
+        self.clock = RunClock()
+        self.threads = []
+        if expected_ms is not None:
+            self.clock.record(4, expected_ms)
+
+    def score(self, rows):
+        self.threads.append(threading.current_thread())
+        time.sleep(self.run_s)
+        return np.zeros(len(rows.item), np.float32)
+
+
+@pytest.fixture
+def runner():
+    made = Runner(inline_max_ms=3.0, num_threads=1)
+    yield made
+    made.close()
+
+
+def test_the_slot_after_the_last_is_refused_and_slots_come_back():
+    admission = Admission(1)
+    with admission:
+        with pytest.raises(
+            Overloaded, match="1 requests are in flight, the most this worker takes"
+        ) as caught:
+            admission.__enter__()
+        assert (caught.value.retry_after_s, caught.value.limit) == (1, 1)
+    with pytest.raises(ZeroDivisionError), admission:
+        raise ZeroDivisionError
+    assert admission.inflight == 0
+
+
+def test_a_passed_deadline_names_the_stage():
+    deadline = Deadline(1)
+    deadline.check("features")
+    time.sleep(0.002)
+    assert deadline.remaining_s() < 0
+    with pytest.raises(DeadlineExceeded, match="the deadline of 1 ms passed at stage 'features'"):
+        deadline.check("features")
+
+
+def test_short_runs_stay_on_the_loop_and_long_ones_leave_it(runner):
+    short, long = Sleepy(0, expected_ms=1), Sleepy(0, expected_ms=10)
+
+    async def both():
+        for predictor in (short, long):
+            await runner.run(predictor, ROWS, Deadline(1000))
+
+    asyncio.run(both())
+    assert short.threads == [threading.main_thread()]
+    assert long.threads != [threading.main_thread()]
+
+
+def test_waiting_for_a_long_run_ends_at_the_deadline_and_queued_work_is_not_begun(runner):
+    slow = Sleepy(0.2, expected_ms=200)
+
+    async def two():
+        begun = time.perf_counter()
+        outcome = await asyncio.gather(
+            runner.run(slow, ROWS, Deadline(50)), runner.run(slow, ROWS, Deadline(50)), return_exceptions=True
+        )
+        return outcome, time.perf_counter() - begun
+
+    outcome, took_s = asyncio.run(two())
+    assert [type(error) for error in outcome] == [DeadlineExceeded] * 2
+    assert took_s < 0.19
+    runner.close()
+    assert len(slow.threads) == 1
+
+
+def test_turnstile_lets_one_through_per_iteration_in_order():
+    async def many():
+        turnstile, order, iterations = Turnstile(), [], 0
+
+        async def one(number):
+            await turnstile.pass_through()
+            order.append((number, iterations))
+
+        tasks = [asyncio.create_task(one(n)) for n in range(4)]
+        cancelled = asyncio.create_task(one(99))
+        while not all(task.done() for task in tasks):
+            await asyncio.sleep(0)
+            iterations += 1
+            if iterations == 1:
+                cancelled.cancel()
+        await asyncio.sleep(0)
+        return order
+
+    order = asyncio.run(many())
+    assert [number for number, _ in order] == [0, 1, 2, 3]
+    assert len({iteration for _, iteration in order}) == 4
+
+
+def test_clock_averages_scales_up_and_bounds_a_spike():
+    clock = RunClock()
+    assert clock.expected_ms(100) == 0
+    clock.record(100, 2.0)
+    assert clock.expected_ms(127) == 2.0
+    assert clock.expected_ms(200) == 4.0
+    assert clock.expected_ms(1) == 0
+    clock.record(100, 1000.0)
+    assert clock.expected_ms(100) == pytest.approx(2.0 + 0.2 * (8.0 - 2.0))

@@ -1,0 +1,78 @@
+"""Settings, errors and metrics are each declared in one place and keep their rules."""
+
+import re
+
+import pytest
+
+from service.errors import ANSWERED, InternalError, ServiceError, TooLong
+from service.settings import Settings, cpu_quota, unknown_variables
+from service.telemetry.metrics import TABLE, Metrics
+
+
+def every_error(base=ServiceError):
+    for error in base.__subclasses__():
+        yield error
+        yield from every_error(error)
+
+
+def test_every_error_has_its_own_code_and_is_documented():
+    assert set(every_error()) == set(ANSWERED)
+    assert len({error.code for error in ANSWERED}) == len(ANSWERED)
+    assert all(400 <= error.status < 600 and re.fullmatch(r"[a-z_]+", error.code) for error in ANSWERED)
+
+
+def test_problem_documents_leave_out_what_they_do_not_know():
+    assert set(InternalError("x").problem("r")) == {"type", "title", "status", "code", "detail", "request_id"}
+    assert TooLong("x", field="$.a", limit=1, value=2).problem("r") == {
+        "type": "urn:ctr-serve:problem:too_long",
+        "title": "Value too long",
+        "status": 422,
+        "code": "too_long",
+        "detail": "x",
+        "request_id": "r",
+        "field": "$.a",
+        "limit": 1,
+        "value": 2,
+    }
+
+
+def test_metric_names_follow_the_rules():
+    for row in TABLE:
+        assert row.name.startswith("ctr_")
+        assert row.help.endswith(".")
+        assert (row.kind == "counter") == row.name.endswith("_total")
+        assert not set(row.labels) & {"user", "item", "id", "request_id"}
+    assert len({row.name for row in TABLE}) == len(TABLE)
+
+
+def test_domains_beyond_the_cap_share_one_label():
+    metrics = Metrics(max_domain_labels=1)
+    mine = metrics.for_bundle(model="m", version="v", alias="a", domains=["big", "small"])
+    for domain in ("big", "small", "unlisted"):
+        mine.scored(domain=domain, score_sum=0.5, num_items=2, num_known=1, user_known=True)
+    text = metrics.render().decode()
+    assert 'ctr_domain_candidates_total{domain="big"} 2.0' in text
+    assert 'ctr_domain_candidates_total{domain="other"} 4.0' in text
+    assert "unlisted" not in text
+
+
+def test_every_setting_has_one_sentence():
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert field.description.endswith("."), name
+
+
+def test_settings_come_from_the_environment_and_typos_are_found(monkeypatch):
+    monkeypatch.setenv("CTR_MAX_ITEMS", "7")
+    assert Settings().max_items == 7
+    assert unknown_variables({"CTR_MAX_ITEMS": "7", "CTR_MAX_ITEM": "7", "PATH": ""}) == ["CTR_MAX_ITEM"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("max 100000", None), ("150000 100000", 2), ("10000 100000", 1)]
+)
+def test_cpu_quota_is_rounded_up_and_bounded(tmp_path, text, expected, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    (tmp_path / "cpu.max").write_text(text)
+    assert cpu_quota(tmp_path / "cpu.max") == (8 if expected is None else expected)
+    assert cpu_quota(tmp_path / "missing") == 8
