@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.encode import EncodedBlock
+from service.contract.ids import read_ids, write_ids
 from service.contract.layout import EntityLayout, entity_layout
 from service.contract.schema import Entity, FeatureSchema
 from training.data.errors import PreparedError
+
+IDS_FILE = "ids.txt"
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,7 @@ def write_entities(folder: Path, rows: EntityRows, ids: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "ints.npy", rows.ints)
     np.save(folder / "floats.npy", rows.floats)
-    with (folder / "ids.txt").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(value, ensure_ascii=False)[1:-1] + "\n" for value in ids)
+    write_ids(folder / IDS_FILE, ids)
 
 
 def read_entities(folder: Path, schema: FeatureSchema, entity: Entity) -> EntityRows:
@@ -79,7 +80,6 @@ def read_entities(folder: Path, schema: FeatureSchema, entity: Entity) -> Entity
     return EntityRows(layout, arrays[0], arrays[1])
 
 
-def read_ids(folder: Path) -> list[str]:
+def read_entity_ids(folder: Path) -> list[str]:
     """Canonical id of each slot."""
-    with (folder / "ids.txt").open(encoding="utf-8", newline="\n") as file:
-        return [json.loads(f'"{line.rstrip(chr(10))}"') for line in file]
+    return read_ids(folder / IDS_FILE)

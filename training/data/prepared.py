@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from service.contract.layout import EntityLayout, entity_layout
 from service.contract.schema import Entity, FeatureSchema
-from training.data.entity_rows import EntityRows, read_entities, read_ids
+from training.data.entity_rows import EntityRows, read_entities, read_entity_ids
 from training.data.errors import PreparedError
 from training.data.log import SPLITS
 from training.data.row_files import RowFile
@@ -124,7 +124,7 @@ class PreparedDataset:
 
     def entity_ids(self, entity: Entity) -> list[str]:
         """Canonical id of each slot."""
-        return read_ids(self.path / "entities" / str(entity))
+        return read_entity_ids(self.path / "entities" / str(entity))
 
     def row_file(self, split: str) -> RowFile:
         """The rows of one split.
