@@ -134,12 +134,14 @@ class BundleWriter:
         (self.path / SCHEMA_FILE).write_text(schema.model_dump_json(indent=1))
         entries: dict[str, FileEntry] = {}
         for file in sorted(p for p in self.path.rglob("*") if p.is_file()):
+            file.chmod(0o644)
             _sync_file(file)
             entries[file.relative_to(self.path).as_posix()] = FileEntry(
                 sha256=sha256_file(file), num_bytes=file.stat().st_size
             )
         manifest = make_manifest(entries)
         (self.path / MANIFEST_FILE).write_bytes(manifest.canonical())
+        (self.path / MANIFEST_FILE).chmod(0o644)
         _sync_file(self.path / MANIFEST_FILE)
         Bundle.open(self.path)
         final = self._parent / manifest.bundle_id

@@ -9,6 +9,7 @@ unbroken one.
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +287,8 @@ def _finish(
     position = loop.position
     metrics |= {
         "name": config.name,
+        "model": config.model.type,
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": config.training.seed,
         "best_epoch": loop.stop.best_epoch,
         "best_step": loop.stop.best_step,
