@@ -65,7 +65,9 @@ async def load_until_stopped(url, state):
 async def drain_under_load(service, pause_s):
     state = {"codes": {}, "failed": []}
     clients = [asyncio.create_task(load_until_stopped(service.url, state)) for _ in range(8)]
-    await asyncio.sleep(1)
+    async with asyncio.timeout(60):
+        while sum(state["codes"].values()) < 50:
+            await asyncio.sleep(0.05)
     before = sum(state["codes"].values())
     service.process.send_signal(signal.SIGTERM)
     await asyncio.sleep(pause_s / 2)
@@ -86,7 +88,6 @@ def test_sigterm_under_load_fails_no_request(small, tmp_path, workers):
 
         assert (exit_code, state["failed"], set(state["codes"])) == (0, [], {200}), service.log()
         assert "listener_closes_unfiltered" not in service.log()
-        assert before > 20
         assert sum(state["codes"].values()) > before
         assert (ready.status_code, ready.json()["detail"]) == (503, "the process is draining")
         assert ready.headers["connection"] == "close"
