@@ -120,7 +120,7 @@ def _reliability(folder: RunFolder) -> Figure:
         ("raw", sigmoid(frame["logit"].to_numpy())),
         ("calibrated", frame["score"].to_numpy()),
     ):
-        curve = reliability_curve(labels, scores, num_bins=20)
+        curve = reliability_curve(labels, scores)
         axes[0].plot(curve.mean_score, curve.mean_label, "o-", ms=4, label=f"{name}, ECE {curve.ece:.4f}")
     top = max(axes[0].get_xlim()[1], axes[0].get_ylim()[1])
     axes[0].plot([0, top], [0, top], color="grey", ls=":")

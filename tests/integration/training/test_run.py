@@ -50,7 +50,7 @@ def test_metrics_json_has_the_published_keys(finished, small):
                 assert set(domain) >= {"auc", "rows", "ece"}
     assert set(metrics) == {
         "valid", "test", "raw", "oracle", "name", "seed", "best_epoch", "best_step", "steps", "seconds",
-        "train_s", "rows_per_s", "digests",
+        "train_s", "rows_per_s", "digests", "finished_at", "model",
     }  # fmt: skip
     assert set(metrics["digests"]) == {"config", "data", "schema", "weights"}
     assert metrics["seed"] == 5
