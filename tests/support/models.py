@@ -11,7 +11,17 @@ from service.contract.schema import Entity, FeatureSchema
 from tests.support.schemas import random_block
 from training.models.base import CtrModel, TensorBatch
 from training.models.build import build_model
-from training.models.config import Dcnv2Config, InputConfig, MmoeConfig, ModelConfig, TableConfig
+from training.models.config import (
+    Dcnv2Config,
+    DeepFmConfig,
+    InputConfig,
+    MmoeConfig,
+    ModelConfig,
+    PepNetConfig,
+    PleConfig,
+    StarConfig,
+    TableConfig,
+)
 
 INPUTS = InputConfig(
     tables=(
@@ -31,14 +41,48 @@ MODELS: dict[str, ModelConfig] = {
         expert_widths=(12, 8),
         gate_input="domain",
     ),
+    "mmoe_clusters": MmoeConfig(
+        inputs=INPUTS, num_experts=2, expert_widths=(12,), tower_widths=(6,), towers="clusters"
+    ),
+    "ple": PleConfig(inputs=INPUTS, expert_widths=((12,),), tower_widths=(6,)),
+    "ple_per_domain": PleConfig(inputs=INPUTS, expert_widths=((12,), (8,)), towers="per_domain"),
+    "ple_clusters": PleConfig(
+        inputs=INPUTS,
+        num_shared_experts=3,
+        num_tower_experts=2,
+        expert_widths=((12, 10), (9, 8), (7,)),
+        tower_widths=(),
+        towers="clusters",
+    ),
+    "star": StarConfig(inputs=INPUTS, deep_widths=(12, 8), auxiliary_widths=(4,)),
+    "star_per_domain": StarConfig(
+        inputs=INPUTS, deep_widths=(12,), partitioned_norm=False, towers="per_domain"
+    ),
+    "star_clusters": StarConfig(
+        inputs=INPUTS, deep_widths=(12, 8), auxiliary_widths=(6, 4), towers="clusters"
+    ),
+    "pepnet": PepNetConfig(inputs=INPUTS, embedding_gate_width=5, tower_gate_width=4, tower_widths=(12, 8)),
+    "pepnet_per_domain": PepNetConfig(
+        inputs=INPUTS, embedding_gate_width=5, tower_gate_width=4, tower_widths=(12,), towers="per_domain"
+    ),
+    "pepnet_clusters": PepNetConfig(
+        inputs=INPUTS, embedding_gate_width=5, tower_gate_width=4, tower_widths=(12, 8, 6), towers="clusters"
+    ),
+    "deepfm": DeepFmConfig(inputs=INPUTS, num_factors=4, deep_widths=(12, 8)),
     "dcnv2": Dcnv2Config(inputs=INPUTS, num_cross_layers=2, cross_rank=4, deep_widths=(12, 8)),
 }
+
+
+def fresh_model(name: str, schema: FeatureSchema) -> CtrModel:
+    """A model as built; `*_clusters` ones put every second domain into tower 1."""
+    clusters = [d % 2 for d in range(schema.num_domains + 1)] if name.endswith("clusters") else None
+    return build_model(MODELS[name], schema, clusters)
 
 
 def trained_model(name: str, schema: FeatureSchema, *, seed: int = 0) -> CtrModel:
     """A model whose weights and BatchNorm statistics are no longer the initial ones."""
     torch.manual_seed(seed)
-    model = build_model(MODELS[name], schema)
+    model = fresh_model(name, schema)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -41,7 +41,7 @@ class Sides(NamedTuple):
     """Dense inputs of a ranker.
 
     Attributes:
-        request: (R, P) float32, user, context and domain.
+        request: (R, P) float32, user, context and, in its last columns, the domain embedding.
         row: (N, Q) float32, item and pairs.
         request_index: (N,) int64 request of each row; None when row i belongs to request i.
         domain: (R,) int64 domain index, D for unknown.
@@ -95,14 +95,23 @@ class CtrModel(nn.Module):
 
     def forward(self, batch: TensorBatch) -> ModelOutput:
         """Score B training rows."""
-        request, request_l2 = self.inputs.request_side(
-            batch.user_ints, batch.user_floats, batch.context_ints, batch.context_floats, batch.domain
-        )
-        row, row_l2 = self.inputs.row_side(batch.item_ints, batch.item_floats, batch.pairs)
-        logits = self.ranker(Sides(request, row, None, batch.domain))
-        penalty = request_l2 + row_l2
+        sides, penalty = self.sides(batch)
+        logits = self.ranker(sides)
         own = self.ranker.penalty()
         return ModelOutput(logits, penalty if own is None else penalty + own)
+
+    def sides(self, batch: TensorBatch) -> tuple[Sides, Tensor]:
+        """Embed B training rows: what the ranker reads, and the penalty of the lookups.
+
+        A domain hidden in training is hidden from inputs and ranker alike, so that the rows, towers and
+        biases that serve unknown domains are trained together.
+        """
+        domain = self.inputs.hide_domains(batch.domain)
+        request, request_l2 = self.inputs.request_side(
+            batch.user_ints, batch.user_floats, batch.context_ints, batch.context_floats, domain
+        )
+        row, row_l2 = self.inputs.row_side(batch.item_ints, batch.item_floats, batch.pairs)
+        return Sides(request, row, None, domain), request_l2 + row_l2
 
     def tables(self) -> list[TableGroup]:
         """Embedding tables with sparse gradients."""

@@ -2,28 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from service.contract.errors import SchemaError
 from service.contract.schema import FeatureSchema
 from training.models.base import CtrModel, Ranker
-from training.models.config import InputConfig, MmoeConfig, ModelConfig
+from training.models.config import (
+    Dcnv2Config,
+    DeepFmConfig,
+    InputConfig,
+    MmoeConfig,
+    ModelConfig,
+    ModelPart,
+    PepNetConfig,
+    PleConfig,
+    StarConfig,
+    TowerChoice,
+    TowerConfig,
+)
 from training.models.dcnv2 import Dcnv2
+from training.models.deepfm import DeepFm
 from training.models.embedding import EmbeddingBank
 from training.models.inputs import InputLayer, id_encoders
 from training.models.mmoe import Mmoe
+from training.models.pepnet import PepNet
+from training.models.ple import Ple
+from training.models.star import Star
+from training.models.towers import check_towers
+
+_PLAIN: dict[type[ModelPart], Callable[..., Ranker]] = {Dcnv2Config: Dcnv2, DeepFmConfig: DeepFm}
+_WITH_TOWERS: dict[type[ModelPart], Callable[..., Ranker]] = {
+    MmoeConfig: Mmoe,
+    PleConfig: Ple,
+    StarConfig: Star,
+    PepNetConfig: PepNet,
+}
 
 
-def build_model(config: ModelConfig, schema: FeatureSchema) -> CtrModel:
+def build_model(
+    config: ModelConfig, schema: FeatureSchema, tower_of_domain: Sequence[int] | None = None
+) -> CtrModel:
     """Make a freshly initialised model.
 
     Args:
         config: Which method, with its sizes.
         schema: What the blocks hold.
+        tower_of_domain: (D + 1,) tower of each domain, the last entry for unknown domains; towers are
+            numbered from 0 without gaps. Given with `towers: clusters`, and only then.
 
     Raises:
-        SchemaError: The config names an encoder or feature that the schema lacks.
+        SchemaError: The config names an encoder or feature that the schema lacks, or the table of towers
+            is missing, not wanted or ill-formed.
     """
     inputs = _input_layer(config.inputs, schema)
-    return CtrModel(inputs, _ranker(config, schema, inputs))
+    return CtrModel(inputs, _ranker(config, schema, inputs, tower_of_domain))
 
 
 def _input_layer(config: InputConfig, schema: FeatureSchema) -> InputLayer:
@@ -65,28 +97,30 @@ def _input_layer(config: InputConfig, schema: FeatureSchema) -> InputLayer:
     )
 
 
-def _ranker(config: ModelConfig, schema: FeatureSchema, inputs: InputLayer) -> Ranker:
-    num_domains = schema.num_domains
-    if isinstance(config, MmoeConfig):
-        per_domain = config.towers == "per_domain"
-        return Mmoe(
-            request_width=inputs.request_width,
-            row_width=inputs.row_width,
-            tower_of_domain=range(num_domains + 1) if per_domain else [0] * (num_domains + 1),
-            num_experts=config.num_experts,
-            gate_input=config.gate_input,
-            expert_widths=config.expert_widths,
-            tower_widths=config.tower_widths,
-            dropout=config.dropout,
-            batch_norm=config.batch_norm,
-        )
-    return Dcnv2(
-        request_width=inputs.request_width,
-        row_width=inputs.row_width,
-        num_domains=num_domains,
-        num_cross_layers=config.num_cross_layers,
-        cross_rank=config.cross_rank,
-        deep_widths=config.deep_widths,
-        dropout=config.dropout,
-        batch_norm=config.batch_norm,
-    )
+def _ranker(
+    config: ModelConfig, schema: FeatureSchema, inputs: InputLayer, tower_of_domain: Sequence[int] | None
+) -> Ranker:
+    sizes = config.model_dump(exclude={"type", "inputs", "towers"})
+    sizes |= {"request_width": inputs.request_width, "row_width": inputs.row_width}
+    if not isinstance(config, TowerConfig):
+        if tower_of_domain is not None:
+            raise SchemaError(f"model {config.type} has no towers, but a tower_of_domain is given")
+        return _PLAIN[type(config)](num_domains=schema.num_domains, **sizes)
+    sizes["tower_of_domain"] = _towers(config.towers, schema.num_domains, tower_of_domain)
+    if isinstance(config, PepNetConfig):
+        sizes["domain_width"] = inputs.domain_dim
+        sizes["request_ids"] = inputs.user.id_columns
+        sizes["row_ids"] = inputs.item.id_columns
+    return _WITH_TOWERS[type(config)](**sizes)
+
+
+def _towers(choice: TowerChoice, num_domains: int, given: Sequence[int] | None) -> list[int]:
+    """Tower of each domain and of the unknown one, (D + 1,)."""
+    if choice == "clusters":
+        if given is None:
+            raise SchemaError("model.towers is clusters: build_model needs a tower_of_domain")
+        check_towers(given, num_domains=num_domains)
+        return list(given)
+    if given is not None:
+        raise SchemaError(f"model.towers is {choice}: a tower_of_domain goes with clusters only")
+    return [0] * (num_domains + 1) if choice == "shared" else list(range(num_domains + 1))

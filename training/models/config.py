@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
+TowerChoice = Literal["shared", "per_domain", "clusters"]
 Width = Annotated[int, Field(ge=1, le=8192)]
 
 
@@ -59,11 +60,21 @@ class InputConfig(ModelPart):
     pooling: Literal["mean", "sqrt"] = "mean"
 
 
-class MmoeConfig(ModelPart):
+class TowerConfig(ModelPart):
+    """A method with towers.
+
+    Attributes:
+        towers: One tower for all domains, one each (unknown domains have their own), or one per group of
+            domains; groups come from outside, see `build_model`.
+    """
+
+    towers: TowerChoice = "shared"
+
+
+class MmoeConfig(TowerConfig):
     """MMoE (Ma et al., KDD 2018): shared experts mixed by softmax gates, read by towers.
 
     Attributes:
-        towers: One tower for all domains, or one each.
         gate_input: A gate per tower that reads all inputs, or a table of gates by domain, which costs
             nothing in the exported graph.
         batch_norm: Whether hidden layers of the experts are normalised; those of towers never are.
@@ -74,7 +85,6 @@ class MmoeConfig(ModelPart):
     num_experts: int = Field(default=4, ge=1, le=128)
     expert_widths: tuple[Width, ...] = Field(default=(256, 128), min_length=1)
     tower_widths: tuple[Width, ...] = (64,)
-    towers: Literal["shared", "per_domain"] = "shared"
     gate_input: Literal["features", "domain"] = "features"
     dropout: Rate = 0.1
     batch_norm: bool = True
@@ -92,4 +102,80 @@ class Dcnv2Config(ModelPart):
     batch_norm: bool = True
 
 
-ModelConfig = Annotated[MmoeConfig | Dcnv2Config, Field(discriminator="type")]
+class DeepFmConfig(ModelPart):
+    """DeepFM (Guo et al., IJCAI 2017): a factorisation machine beside a deep network.
+
+    Attributes:
+        num_factors: Length of the factor vector of each input number.
+    """
+
+    type: Literal["deepfm"] = "deepfm"
+    inputs: InputConfig = InputConfig()
+    num_factors: int = Field(default=16, ge=1, le=1024)
+    deep_widths: tuple[Width, ...] = Field(default=(256, 128), min_length=1)
+    dropout: Rate = 0.1
+    batch_norm: bool = True
+
+
+class PleConfig(TowerConfig):
+    """PLE (Tang et al., RecSys 2020): levels of shared and tower-specific experts.
+
+    Attributes:
+        num_shared_experts: Experts of each level that all towers read.
+        num_tower_experts: Experts of each level that one tower reads.
+        expert_widths: Hidden widths of the experts, one entry per extraction level.
+        batch_norm: Whether hidden layers of the experts are normalised; those of towers never are.
+    """
+
+    type: Literal["ple"] = "ple"
+    inputs: InputConfig = InputConfig()
+    num_shared_experts: int = Field(default=2, ge=1, le=128)
+    num_tower_experts: int = Field(default=1, ge=1, le=128)
+    expert_widths: tuple[Annotated[tuple[Width, ...], Field(min_length=1)], ...] = Field(
+        default=((256,), (128,)), min_length=1, max_length=8
+    )
+    tower_widths: tuple[Width, ...] = (64,)
+    dropout: Rate = 0.1
+    batch_norm: bool = True
+
+
+class StarConfig(TowerConfig):
+    """STAR (Sheng et al., CIKM 2021): shared weights times tower weights, entry by entry.
+
+    All of the network runs once per tower, so cost grows with the number of towers from the first layer.
+
+    Attributes:
+        deep_widths: Hidden widths of the star layers.
+        auxiliary_widths: Hidden widths of the small network that is told the domain.
+        partitioned_norm: Whether inputs are normalised by tower.
+    """
+
+    type: Literal["star"] = "star"
+    inputs: InputConfig = InputConfig()
+    deep_widths: tuple[Width, ...] = Field(default=(256, 128), min_length=1)
+    auxiliary_widths: tuple[Width, ...] = Field(default=(32,), min_length=1)
+    dropout: Rate = 0.1
+    partitioned_norm: bool = True
+
+
+class PepNetConfig(TowerConfig):
+    """PEPNet (Chang et al., KDD 2023): gates on embeddings by domain, on tower layers by user and item.
+
+    Attributes:
+        embedding_gate_width: Hidden width of the gates on embeddings.
+        tower_gate_width: Hidden width of the gates on each hidden layer of each tower.
+        tower_widths: Hidden widths of each tower.
+    """
+
+    type: Literal["pepnet"] = "pepnet"
+    inputs: InputConfig = InputConfig()
+    embedding_gate_width: Width = 64
+    tower_gate_width: Width = 32
+    tower_widths: tuple[Width, ...] = Field(default=(128, 64), min_length=1)
+    dropout: Rate = 0.1
+
+
+ModelConfig = Annotated[
+    MmoeConfig | Dcnv2Config | DeepFmConfig | PleConfig | StarConfig | PepNetConfig,
+    Field(discriminator="type"),
+]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from service.contract.layout import IDS, VALUES, WEIGHTS, EntityLayout, Slot, entity_layout
 from service.contract.schema import (
     MISSING_ID,
+    CategoricalFeature,
     Entity,
     FeatureSchema,
     MultiFeature,
@@ -72,7 +73,10 @@ class ListPool(nn.Module):
 
 
 class EntityInputs(nn.Module):
-    """Dense vector of one entity: single ids, pooled lists, numbers."""
+    """Dense vector of one entity: single ids, pooled lists, numbers.
+
+    `id_columns` are the columns of it that embed features marked as ids.
+    """
 
     def __init__(
         self,
@@ -91,13 +95,19 @@ class EntityInputs(nn.Module):
         singles = [s for s in slots if s.part == IDS and s.feature not in lists]
         groups = [b for b in dict.fromkeys(banks.values()) if any(banks[s.encoder] is b for s in singles)]
         self._banks = groups
-        self.single_columns: list[str] = []
+        ids: list[int] = []
+        start = 0
         for number, bank in enumerate(groups):
             mine = [s for s in singles if banks[s.encoder] is bank]
             self.register_buffer(f"columns_{number}", torch.tensor([s.start for s in mine]), persistent=False)
             offsets = torch.tensor([bank.offsets[s.encoder] for s in mine])
             self.register_buffer(f"offsets_{number}", offsets, persistent=False)
-            self.single_columns += [s.feature for s in mine]
+            for slot in mine:
+                feature = schema.feature(slot.feature)
+                is_id = isinstance(feature, CategoricalFeature) and feature.is_id
+                ids += range(start, start + bank.dim) if is_id else ()
+                start += bank.dim
+        self.id_columns = tuple(ids)
         self.pools = nn.ModuleList(
             pool
             for f in schema.of_entity(entity)
@@ -188,8 +198,17 @@ class InputLayer(nn.Module):
         self.register_buffer("pair_columns", torch.tensor(kept, dtype=torch.int64), persistent=False)
         self.pair_norm = nn.BatchNorm1d(len(kept)) if kept else None
         self.pair_dropout = nn.Dropout(dropout)
+        self.domain_dim = domain_dim
         self.request_width = self.user.width + self.context.width + domain_dim
         self.row_width = self.item.width + len(kept)
+
+    def hide_domains(self, domain: Tensor) -> Tensor:
+        """Domain index (R,) int64 with a random share replaced by D in training."""
+        domain = domain.to(torch.int64)
+        if not self.training or self.domain_unknown_rate == 0:
+            return domain
+        hide = torch.rand(domain.shape, device=domain.device) < self.domain_unknown_rate
+        return torch.where(hide, torch.full_like(domain, self.num_domains), domain)
 
     def request_side(
         self,
@@ -200,13 +219,9 @@ class InputLayer(nn.Module):
         domain: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """(R, request_width) float32 and the penalty."""
-        domain = domain.to(torch.int64)
-        if self.training and self.domain_unknown_rate > 0:
-            hide = torch.rand(domain.shape, device=domain.device) < self.domain_unknown_rate
-            domain = torch.where(hide, torch.full_like(domain, self.num_domains), domain)
         user, user_l2 = self.user(user_ints, user_floats)
         context, context_l2 = self.context(context_ints, context_floats)
-        return torch.cat([user, context, self.domain(domain)], dim=1), user_l2 + context_l2
+        return torch.cat([user, context, self.domain(domain.to(torch.int64))], dim=1), user_l2 + context_l2
 
     def row_side(self, item_ints: Tensor, item_floats: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """(N, row_width) float32 and the penalty."""

@@ -68,6 +68,24 @@ class TwoSidedMlp(nn.Module):
         return out
 
 
+def stacked_affine(x: Tensor, weight: Tensor, bias: Tensor, *, training: bool) -> Tensor:
+    """E affine maps at once, (N, E, outer) float32.
+
+    Training runs one batched product. Inference runs E plain ones: ONNX Runtime packs constant
+    matrices ahead of time only in that form, and its fused batched product fails on zero rows.
+
+    Args:
+        x: (N, E, inner) float32.
+        weight: (E, inner, outer) float32.
+        bias: (E, outer) float32.
+        training: Which form to run.
+    """
+    if training:
+        return torch.matmul(x.transpose(0, 1), weight).transpose(0, 1) + bias
+    maps = zip(x.unbind(1), weight.unbind(0), bias.unbind(0), strict=True)
+    return torch.stack([torch.addmm(b, rows, w) for rows, w, b in maps], dim=1)
+
+
 class StackedLinear(nn.Module):
     """E independent affine maps at once: (N, E, inner) to (N, E, outer)."""
 
@@ -78,22 +96,51 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(num_experts, outer).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, E, outer) float32.
-
-        Training runs one batched product. Inference runs E plain ones: ONNX Runtime packs constant
-        matrices ahead of time only in that form, and its fused batched product fails on zero rows.
-        """
-        if self.training:
-            return torch.matmul(x.transpose(0, 1), self.weight).transpose(0, 1) + self.bias
-        experts = zip(x.unbind(1), self.weight.unbind(0), self.bias.unbind(0), strict=True)
-        return torch.stack([torch.addmm(bias, rows, weight) for rows, weight, bias in experts], dim=1)
+        """(N, E, outer) float32."""
+        return stacked_affine(x, self.weight, self.bias, training=self.training)
 
 
-class StackedExperts(nn.Module):
-    """E expert MLPs over the same two-sided input, (N, E, out_width).
+class ExpertStack(nn.Module):
+    """E MLPs side by side, (N, E, out_width); BatchNorm is per expert and unit.
 
-    The first layers of all experts are one wide two-sided layer; BatchNorm is per expert and unit.
+    Args:
+        first: The first layers of all experts, without activation; its output has N * E * widths[0] numbers.
+        widths: Hidden widths of each expert.
+        num_experts: E.
+        dropout: Drop rate after each hidden layer.
+        batch_norm: Whether hidden layers are normalised.
     """
+
+    def __init__(
+        self, first: nn.Module, widths: Sequence[int], *, num_experts: int, dropout: float, batch_norm: bool
+    ) -> None:
+        super().__init__()
+        self.num_experts = num_experts
+        self.widths = tuple(widths)
+        self.out_width = widths[-1]
+        self.first = first
+        self.linears = nn.ModuleList(
+            StackedLinear(num_experts, inner, outer) for inner, outer in pairwise(widths)
+        )
+        self.activations = nn.ModuleList(
+            Activation(num_experts * width, batch_norm=batch_norm, dropout=dropout) for width in widths
+        )
+
+    def forward(self, inputs: Sides | Tensor) -> Tensor:
+        """(N, E, out_width) float32 from whatever the first layer reads."""
+        x = self.first(inputs)
+        x = self.activations[0](x.reshape(x.shape[0], self.num_experts * self.widths[0]))
+        for linear, activation, width in zip(
+            self.linears, self.activations[1:], self.widths[:-1], strict=True
+        ):
+            x = linear(x.reshape(x.shape[0], self.num_experts, width))
+            x = activation(x.reshape(x.shape[0], self.num_experts * x.shape[2]))
+        out: Tensor = x.reshape(x.shape[0], self.num_experts, self.out_width)
+        return out
+
+
+class StackedExperts(ExpertStack):
+    """E expert MLPs over the same two-sided input; their first layers are one wide two-sided layer."""
 
     def __init__(
         self,
@@ -105,25 +152,10 @@ class StackedExperts(nn.Module):
         dropout: float,
         batch_norm: bool,
     ) -> None:
-        super().__init__()
-        self.num_experts = num_experts
-        self.widths = tuple(widths)
-        self.out_width = widths[-1]
-        self.first = TwoSidedLinear(request_width, row_width, num_experts * widths[0])
-        self.linears = nn.ModuleList(
-            StackedLinear(num_experts, inner, outer) for inner, outer in pairwise(widths)
+        super().__init__(
+            TwoSidedLinear(request_width, row_width, num_experts * widths[0]),
+            widths,
+            num_experts=num_experts,
+            dropout=dropout,
+            batch_norm=batch_norm,
         )
-        self.activations = nn.ModuleList(
-            Activation(num_experts * width, batch_norm=batch_norm, dropout=dropout) for width in widths
-        )
-
-    def forward(self, sides: Sides) -> Tensor:
-        """(N, E, out_width) float32."""
-        x = self.activations[0](self.first(sides))
-        for linear, activation, width in zip(
-            self.linears, self.activations[1:], self.widths[:-1], strict=True
-        ):
-            x = linear(x.reshape(x.shape[0], self.num_experts, width))
-            x = activation(x.reshape(x.shape[0], self.num_experts * x.shape[2]))
-        out: Tensor = x.reshape(x.shape[0], self.num_experts, self.out_width)
-        return out

@@ -8,17 +8,17 @@ differ in adding a linear term over the inputs and a bias per domain to the logi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from training.models.base import Ranker, Sides, at_rows
-from training.models.layers import Activation, StackedExperts, StackedLinear, TwoSidedLinear
+from training.models.base import Sides, at_rows
+from training.models.layers import StackedExperts, TwoSidedLinear
+from training.models.towers import MlpTowerRanker
 
 
-class Mmoe(Ranker):
+class Mmoe(MlpTowerRanker):
     """Experts, gates and towers.
 
     Args:
@@ -46,10 +46,15 @@ class Mmoe(Ranker):
         dropout: float,
         batch_norm: bool,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            request_width=request_width,
+            row_width=row_width,
+            tower_of_domain=tower_of_domain,
+            inner_width=expert_widths[-1],
+            tower_widths=tower_widths,
+            dropout=dropout,
+        )
         self.num_experts = num_experts
-        self.num_towers = max(tower_of_domain) + 1
-        self.register_buffer("tower_of_domain", torch.tensor(tower_of_domain), persistent=True)
         self.experts = StackedExperts(
             request_width,
             row_width,
@@ -64,30 +69,11 @@ class Mmoe(Ranker):
         else:
             self.gates = nn.Embedding(len(tower_of_domain), num_experts)
             nn.init.zeros_(self.gates.weight)
-        widths = [expert_widths[-1], *tower_widths]
-        self.towers = nn.ModuleList(StackedLinear(self.num_towers, a, b) for a, b in pairwise(widths))
-        self.activation = Activation(1, batch_norm=False, dropout=dropout)
-        self.out = StackedLinear(self.num_towers, widths[-1], 1)
-        self.linear = TwoSidedLinear(request_width, row_width, 1)
-        self.domain_bias = nn.Embedding(len(tower_of_domain), 1)
-        nn.init.zeros_(self.domain_bias.weight)
 
-    def forward(self, sides: Sides) -> Tensor:
-        """Logits (N,) float32."""
-        N, K = sides.row.shape[0], self.num_towers
+    def tower_logits(self, sides: Sides) -> Tensor:
+        """What each tower says of each row, (N, K) float32."""
         experts = self.experts(sides)  # (N, E, H)
-        x = torch.matmul(self._gate(sides, N), experts)  # (N, K, H)
-        for tower in self.towers:
-            x = self.activation(tower(x))
-        logits = self.out(x).squeeze(-1)  # (N, K)
-        if K > 1:
-            tower_index = at_rows(
-                self.get_buffer("tower_of_domain").index_select(0, sides.domain), sides.request_index
-            )
-            logits = torch.gather(logits, 1, tower_index.reshape(N, 1))
-        bias = at_rows(self.domain_bias(sides.domain), sides.request_index)
-        out: Tensor = logits + bias + self.linear(sides)
-        return out.squeeze(-1)
+        return self.run_towers(torch.matmul(self._gate(sides, sides.row.shape[0]), experts))
 
     def _gate(self, sides: Sides, num_rows: int) -> Tensor:
         """Mixing weights (N, K, E), rows sum to 1; a gate by domain is the same for all towers."""
