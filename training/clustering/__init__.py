@@ -1,0 +1,1 @@
+"""Causal domain clustering (CDC): which cluster serves a domain, and which domains train it."""
