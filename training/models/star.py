@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -139,12 +140,14 @@ class Star(TowerRanker):
 
     def forward(self, sides: Sides) -> Tensor:
         """Logits (N,) float32; in training each row counts for the moments of its own tower."""
-        self._observe(sides, at_rows(self.towers_of(sides.domain), sides.request_index))
+        if self.training:
+            self._observe(sides, at_rows(self.towers_of(sides.domain), sides.request_index))
         return super().forward(sides)
 
     def forward_all(self, sides: Sides) -> Tensor:
         """Logits (N, K) float32; in training each row counts for the moments of every tower."""
-        self._observe(sides, None)
+        if self.training:
+            self._observe(sides, None)
         return super().forward_all(sides)
 
     def tower_logits(self, sides: Sides) -> Tensor:
@@ -160,7 +163,7 @@ class Star(TowerRanker):
 
         W_k (scale_k * z + shift_k) + b_k is one wide two-sided layer over the raw inputs.
         """
-        weight, bias = self.layers[0].maps()
+        weight, bias = cast(StarLinear, self.layers[0]).maps()
         K, width, H = weight.shape
         if self.norm is not None:
             scale, shift = self.norm()
@@ -173,6 +176,6 @@ class Star(TowerRanker):
         return (request + row).reshape(sides.row.shape[0], K, H)
 
     def _observe(self, sides: Sides, towers: Tensor | None) -> None:
-        if self.training and self.norm is not None:
+        if self.norm is not None:
             z = torch.cat([at_rows(sides.request, sides.request_index), sides.row], dim=1)
             self.norm.observe(z.detach(), towers)
