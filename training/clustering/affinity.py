@@ -67,8 +67,9 @@ class LookaheadPlan:
 
 @dataclass(frozen=True, eq=False)
 class LookaheadLosses:
-    """What mode exact delivers: mean binary cross-entropy on E_v (nats per row), column v, by the tower
-    serving v.
+    """What mode exact delivers.
+
+    Every number is a mean binary cross-entropy on E_v, nats per row, column v, by the tower that serves v.
 
     Attributes:
         base: (D,) L_v(Theta), all above 0.

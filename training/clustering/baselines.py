@@ -101,7 +101,7 @@ class RandomGroups:
 
 @dataclass(frozen=True)
 class ManualGroups:
-    """Groups of a yaml or json file: a list of lists of domain names, or a mapping of cluster name to such a list."""
+    """Groups of a yaml or json file: lists of domain names, in a list or in a mapping by cluster name."""
 
     path: Path
     method: str = "manual"
@@ -110,7 +110,8 @@ class ManualGroups:
         """Read the file.
 
         Raises:
-            GroupingError: the file cannot be read, has another form, or does not list each domain exactly once.
+            GroupingError: the file cannot be read, has another form, or does not list each domain exactly
+            once.
         """
         labels: dict[str, int] = {}
         for k, names in enumerate(self._lists()):
@@ -144,9 +145,9 @@ class ManualGroups:
 class TagGroups:
     """Task affinity grouping (Fifty et al. 2021) as a partition into K clusters.
 
-    Maximises the sum over domains of the mean affinity onto it of the other members of its cluster; a domain alone in
-    its cluster counts 0. TAG searches all sets of tasks by branch and bound, which hundreds of domains forbid: here
-    single moves climb from `num_starts` random partitions, and the best is kept.
+    Maximises the sum over domains of the mean affinity onto it of the other members of its cluster; a
+    domain alone in its cluster counts 0. TAG searches all sets of tasks by branch and bound, which hundreds
+    of domains forbid: here single moves climb from `num_starts` random partitions, and the best is kept.
 
     Attributes:
         affinity: (D, D) Z, rows sources, columns targets; averaged over training, MI stands for it.

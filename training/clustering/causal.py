@@ -111,7 +111,8 @@ def normalised(matrix: FloatArray) -> FloatArray:
     """Divide a symmetric matrix by the root of its diagonal's products; 0 where a diagonal entry is 0."""
     root = np.sqrt(np.maximum(np.diagonal(matrix), 0.0))
     scale = root[:, None] * root[None, :]
-    return np.divide(matrix, scale, out=np.zeros_like(matrix), where=scale > 0)
+    cosines: FloatArray = np.divide(matrix, scale, out=np.zeros_like(matrix), where=scale > 0)
+    return cosines
 
 
 def angles(cosines: FloatArray) -> FloatArray:

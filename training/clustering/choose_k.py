@@ -5,10 +5,10 @@ is one of the K scanned, never below 3 unless D is.
 
 Rule. A K is stable where K-means finds nearly the same clusters from other treatments: mean adjusted Rand
 index between the clusters of MT and those of MT with its rows drawn anew (bootstrap). Among the K whose
-stability is within `tolerance` of the best, the one with the largest silhouette on MC; ties by lowest K.
-The paper gives no rule and tests 2 to 5 only; 2 is left out, because depcon cannot see two groups (spec A4,
-fact 4). The gain per source is evidence for the reader and takes no part: a sum of J favours large S_k
-(spec A7).
+stability is within `tolerance` of the best, those whose silhouette on MC is within `tolerance` of the best of
+them; of these the lowest K, because every cluster costs a tower and divides the rows. The paper gives no rule
+and tests 2 to 5 only; 2 is left out, because depcon cannot see two groups (spec A4, fact 4). The gain per
+source is evidence for the reader and takes no part: a sum of J favours large S_k (spec A7).
 """
 
 import warnings
@@ -21,7 +21,7 @@ from sklearn.metrics import (  # type: ignore[import-untyped,unused-ignore]
     silhouette_score,
 )
 
-from training.clustering.arrays import FloatArray, IntArray, first_max
+from training.clustering.arrays import FloatArray, IntArray
 from training.clustering.causal import CausalDistance, DistanceKind, causal_distance
 from training.clustering.errors import DistanceFallbackWarning, RulesError, TreatmentError
 from training.clustering.gain import Matrices, source_gain
@@ -85,7 +85,7 @@ def choose_num_clusters(
         distance: Causal distance; falls back to `signed` as an update does.
         rules: Of Algorithm 1.
         num_bootstraps: Redraws of the treatments.
-        tolerance: How far below the best stability a K may be.
+        tolerance: How far below the best a K may be in stability, and then in silhouette.
         seed: Of bootstrap and K-means.
 
     Raises:
@@ -102,7 +102,8 @@ def choose_num_clusters(
     stability = np.array([line.stability for line in evidence])
     stable = np.flatnonzero(stability >= stability.max() - tolerance)
     shape = np.nan_to_num(np.array([evidence[i].silhouette for i in stable]), nan=-1.0)
-    return KChoice(num_clusters=evidence[int(stable[first_max(shape)])].num_clusters, evidence=evidence)
+    good = stable[shape >= shape.max() - tolerance]
+    return KChoice(num_clusters=evidence[int(good[0])].num_clusters, evidence=evidence)
 
 
 def _bootstrap_distances(

@@ -78,7 +78,10 @@ class PlantedData:
 
 
 def make_planted(setting: PlantedSetting, rng: np.random.Generator) -> PlantedData:
-    """Domain d of cluster c: w_d = Q[:, 15] + 2 Q[:, c] + s N(0, I), x ~ N(0, I), y ~ Bernoulli(sigmoid(x w_d))."""
+    """Draw the data of spec D5.
+
+    w_d = Q[:, 15] + 2 Q[:, c] + s N(0, I) for d in cluster c; x ~ N(0, I); y ~ Bernoulli(sigmoid(x w_d)).
+    """
     basis, _ = np.linalg.qr(rng.standard_normal((NUM_FEATURES, NUM_FEATURES)))
     truth = np.repeat(np.arange(len(setting.sizes)), setting.sizes)
     own = setting.spread * rng.standard_normal((len(truth), NUM_FEATURES))
@@ -230,8 +233,8 @@ def recovered_shares(setting: PlantedSetting, num_seeds: int) -> list[float]:
 def failures(shares: dict[str, list[float]]) -> list[str]:
     """Where the acceptance line of spec D5 is not met, by name of the line.
 
-    Lines 1 and 2 perfect from update 1 on, and on 95 % of seeds at update 0; 6/4/2 and K = 2 signed perfect at
-    update 5 on 18 of 20 seeds or more.
+    Lines 1 and 2 perfect from update 1 on, and on 95 % of seeds at update 0; 6/4/2 and K = 2 signed perfect
+    at update 5 on 18 of 20 seeds or more.
     """
     early = [
         f"{name}: {shares[name]}, must be 0.95 at update 0 and 1 from update 1 on"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from training.clustering.arrays import TIE, FloatArray, IntArray, snap
-from training.clustering.cohesion import InteractionRule, cohesion, interaction
+from training.clustering.cohesion import Cohesion, InteractionRule, cohesion, interaction
 from training.clustering.errors import RulesError
 from training.clustering.gain import Matrices, target_weights
 
@@ -60,6 +60,63 @@ def most_cohesive(matrices: Matrices, members: IntArray, count: int, rules: Sour
     return chosen
 
 
+class _Candidates:
+    """Domains outside S and what their scores need; built for one T, shrinks as S grows.
+
+    Attributes:
+        ids: (n,) domains; one that entered S stays as a dead row until enough rows are dead to be worth a
+            copy.
+        known: (n,) the part of the score that lambda does not touch; -inf for a dead row.
+        contrast: (n, |T|) w_v (MH - MI).
+        distance: (n, |T|) MC.
+        moment: (n,) row sums of contrast * distance.
+        reach: (n,) largest distance of the row.
+    """
+
+    def __init__(
+        self, matrices: Matrices, targets: IntArray, seeds: IntArray, bonus: FloatArray | None
+    ) -> None:
+        weights = target_weights(matrices.shares, targets)
+        self.targets = targets
+        self.ids = np.setdiff1d(np.arange(matrices.num_domains), seeds)
+        isolated = matrices.mi[np.ix_(self.ids, targets)]
+        self.known = isolated @ weights + (0.0 if bonus is None else bonus[self.ids])
+        self.contrast = (matrices.mh[np.ix_(self.ids, targets)] - isolated) * weights
+        self.distance = matrices.mc[np.ix_(self.ids, targets)]
+        self.moment = (self.contrast * self.distance).sum(axis=1)
+        self.reach = self.distance.max(axis=1, initial=0.0)
+        self.num_left = len(self.ids)
+        spread = np.abs(self.contrast).sum(axis=1).max(initial=0.0)
+        self.tie = TIE * float(np.abs(self.known).max(initial=0.0) + spread)
+
+    def scores(self, grown: Cohesion, rule: InteractionRule) -> FloatArray:
+        """(n,) J(u -> T | S + {u}) plus bonus.
+
+        Where no lambda can reach 1, the score is linear in the sums of S: one matrix-vector product.
+        """
+        totals = grown.total + 2 * grown.sums[self.ids]
+        sums = grown.sums[self.targets]
+        if rule == "paper" and totals.min() > 0:
+            scale = (grown.size + 1) / 2 / totals
+            if (scale * (self.reach + sums.max())).max() <= 1:
+                linear: FloatArray = self.known + scale * (self.moment + self.contrast @ sums)
+                return linear
+        blend = interaction(grown.size + 1, totals[:, None], self.distance + sums, rule=rule)
+        scores: FloatArray = self.known + np.einsum("ut,ut->u", blend, self.contrast)
+        return scores
+
+    def take(self, row: int) -> int:
+        """Domain of a row, which is dead from now on."""
+        taken = int(self.ids[row])
+        self.known[row] = -np.inf
+        self.num_left -= 1
+        if self.num_left < _COMPACT_BELOW * len(self.ids):
+            alive = self.known > -np.inf
+            for name in ("ids", "known", "contrast", "distance", "moment", "reach"):
+                setattr(self, name, getattr(self, name)[alive])
+        return taken
+
+
 def source_set(
     matrices: Matrices, targets: IntArray, *, rules: SourceRules, bonus: FloatArray | None = None
 ) -> IntArray:
@@ -82,33 +139,12 @@ def source_set(
     seeds = most_cohesive(matrices, targets, rules.num_seeds, rules)
     grown = cohesion(matrices.mc, seeds)
     chosen = [int(u) for u in seeds]
-    weights = target_weights(matrices.shares, targets)
-    left = np.setdiff1d(np.arange(matrices.num_domains), seeds)
-    known = (matrices.mi[:, targets] @ weights)[left]
-    if bonus is not None:
-        known = known + bonus[left]
-    contrast = ((matrices.mh[:, targets] - matrices.mi[:, targets]) * weights)[left]
-    distance = matrices.mc[:, targets][left]
-    tie = TIE * float(np.abs(known).max(initial=0.0) + np.abs(contrast).sum(axis=1).max(initial=0.0))
-    num_left = len(left)
-    while num_left > 0:
-        blend = interaction(
-            grown.size + 1,
-            (grown.total + 2 * grown.sums[left])[:, None],
-            distance + grown.sums[targets],
-            rule=rules.interaction,
-        )
-        scores = known + np.einsum("ut,ut->u", blend, contrast)
+    candidates = _Candidates(matrices, targets, seeds, bonus)
+    while candidates.num_left > 0:
+        scores = candidates.scores(grown, rules.interaction)
         highest = scores.max()
         if highest < rules.min_gain:
             break
-        best = int((scores >= highest - tie).argmax())
-        chosen.append(int(left[best]))
+        chosen.append(candidates.take(int((scores >= highest - candidates.tie).argmax())))
         grown = grown.add(matrices.mc, chosen[-1])
-        # A domain that entered stays as a dead row until enough rows are dead to be worth a copy.
-        known[best] = -np.inf
-        num_left -= 1
-        if num_left < _COMPACT_BELOW * len(left):
-            alive = known > -np.inf
-            left, known, contrast, distance = left[alive], known[alive], contrast[alive], distance[alive]
     return np.asarray(chosen, dtype=np.int64)

@@ -39,7 +39,11 @@ PLAN = LookaheadPlan(companions=np.ones((3, 3), dtype=bool), treatments=TREATMEN
 
 def lookahead(plan=PLAN, step_size=0.5):
     return exact_lookahead(
-        THETA, domain_gradients(THETA, X, Y), plan, lambda thetas: domain_losses(thetas, X, Y), step_size=step_size
+        THETA,
+        domain_gradients(THETA, X, Y),
+        plan,
+        lambda thetas: domain_losses(thetas, X, Y),
+        step_size=step_size,
     )
 
 
@@ -52,7 +56,12 @@ def test_d4():
     made = affinities(losses, PLAN)
     mi = [[0.207194, 0.038055, -0.194351], [0.043676, 0.087353, -0.095789], [-0.191579, -0.095789, 0.169095]]
     mh = [[0.092698, 0.015565, -0.077427], [0.007725, 0.036921, -0.029644], [-0.113858, -0.053006, 0.097421]]
-    mt = [[0.128922, 0.064461, -0.141583], [0.022190, -0.022894, -0.000704], [-0.069386, -0.000704, 0.043676], mi[0]]
+    mt = [
+        [0.128922, 0.064461, -0.141583],
+        [0.022190, -0.022894, -0.000704],
+        [-0.069386, -0.000704, 0.043676],
+        mi[0],
+    ]
     assert made.mi == pytest.approx(np.array(mi), abs=1e-6)
     assert made.mh == pytest.approx(np.array(mh), abs=1e-6)
     assert made.mt == pytest.approx(np.array(mt), abs=1e-6)
@@ -61,7 +70,7 @@ def test_d4():
 
 
 def test_no_step_no_gain():
-    """eta = 0 gives MI = MH = MT = 0."""
+    """Eta = 0 gives MI = MH = MT = 0."""
     made = affinities(lookahead(step_size=0.0), PLAN)
     assert not made.mi.any()
     assert not made.mh.any()
@@ -80,7 +89,9 @@ def test_alone_in_its_set_mh_is_mi():
 
 def test_first_order_is_the_limit_of_small_steps():
     """Gains over eta agree as eta goes to 0, for every matrix and an uneven plan."""
-    plan = LookaheadPlan(companions=np.array([[1, 1, 0], [1, 1, 1], [0, 0, 1]], dtype=bool), treatments=TREATMENTS)
+    plan = LookaheadPlan(
+        companions=np.array([[1, 1, 0], [1, 1, 1], [0, 0, 1]], dtype=bool), treatments=TREATMENTS
+    )
     eta = 1e-6
     exact = affinities(lookahead(plan, eta), plan)
     gradients = domain_gradients(THETA, X, Y)
@@ -102,7 +113,9 @@ def test_gradient_reuse_equals_separate_steps():
 
 def test_mh_scale_multiplies_by_set_size():
     """Row u times |M_u|."""
-    plan = LookaheadPlan(companions=np.array([[1, 1, 0], [1, 1, 1], [0, 0, 1]], dtype=bool), treatments=TREATMENTS)
+    plan = LookaheadPlan(
+        companions=np.array([[1, 1, 0], [1, 1, 1], [0, 0, 1]], dtype=bool), treatments=TREATMENTS
+    )
     plain, scaled = affinities(lookahead(plan), plan), affinities(lookahead(plan), plan, mh_scale="size")
     assert scaled.mh == pytest.approx(plain.mh * np.array([[2], [3], [1]]))
     assert np.array_equal(scaled.mi, plain.mi)
@@ -145,9 +158,14 @@ def test_treatments_keep_the_rule(draw, D):
 
 
 def test_big_domains_are_drawn_more_under_sqrt_share():
-    """w = 16:1:1:1 and sets of one: chances 4/7 and 1/7."""
+    """W = 16:1:1:1 and sets of one: chances 4/7 and 1/7."""
     made = sample_treatments(
-        np.random.default_rng(0), np.array([16.0, 1, 1, 1]), count=7000, min_size=1, max_size=1, draw="sqrt_share"
+        np.random.default_rng(0),
+        np.array([16.0, 1, 1, 1]),
+        count=7000,
+        min_size=1,
+        max_size=1,
+        draw="sqrt_share",
     )
     assert made.mean(axis=0) == pytest.approx([4 / 7, 1 / 7, 1 / 7, 1 / 7], abs=0.03)
 
@@ -158,7 +176,9 @@ def test_tail_domains():
     sources = (np.array([0, 1]), np.array([2]))
     gains = np.array([[0.1, 0.0], [0.3, 0.0], [0.15, 0.0]])
     assert attach(gains, sources, default_cluster=1, num_left_out=2).tolist() == [0, 0]
-    assert attach(gains - np.array([[0.2], [0.2], [0]]), sources, default_cluster=0, num_left_out=2).tolist() == [1, 1]
+    assert attach(
+        gains - np.array([[0.2], [0.2], [0]]), sources, default_cluster=0, num_left_out=2
+    ).tolist() == [1, 1]
     assert attach(None, sources, default_cluster=1, num_left_out=3).tolist() == [1, 1, 1]
 
 
@@ -173,13 +193,15 @@ def test_refusals():
         affinities(LookaheadGram(base=np.array([1.0, 0, 1]), gram=np.zeros((3, 3)), step_size=0.1), PLAN)
     with pytest.raises(MatrixError, match=r"gram has shape \(2, 3\); it must be 3 x 3"):
         affinities(LookaheadGram(base=np.ones(3), gram=np.zeros((2, 3)), step_size=0.1), PLAN)
-    with pytest.raises(RulesError, match="floor ratio is -0.1"):
+    with pytest.raises(RulesError, match=r"floor ratio is -0.1"):
         loss_floor(np.ones(2), np.ones(2), -0.1)
     with pytest.raises(RulesError, match="number of treatments is 0"):
         sample_treatments(np.random.default_rng(0), np.ones(3), count=0)
     with pytest.raises(RulesError, match="treatment sizes 5 to 4"):
         sample_treatments(np.random.default_rng(0), np.ones(9), count=1, min_size=5, max_size=4)
-    with pytest.raises(RulesError, match="no domain has 500 training and 100 evaluation rows; lower the minimum"):
+    with pytest.raises(
+        RulesError, match="no domain has 500 training and 100 evaluation rows; lower the minimum"
+    ):
         eligible_domains(np.array([1]), np.array([1]))
     with pytest.raises(RulesError, match="default cluster 2; there are 1 clusters"):
         attach(None, (np.array([0]),), default_cluster=2, num_left_out=1)

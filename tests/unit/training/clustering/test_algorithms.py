@@ -5,12 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.clustering.errors import MatrixError, RulesError
-from training.clustering.gain import Matrices
-from training.clustering.cohesion import prior_preference
-from training.clustering.kmeans_start import fill_empty, kmeans_clusters, numbered_by_first
-from training.clustering.recluster import Stickiness, all_source_sets, cluster_members, mutual_moves, recluster
-from training.clustering.source_sets import SourceRules, most_cohesive, source_set
 from tests.unit.training.clustering.worked_example import (
     EXAMPLE,
     MC,
@@ -20,6 +14,18 @@ from tests.unit.training.clustering.worked_example import (
     literal_source_set,
     random_matrices,
 )
+from training.clustering.cohesion import prior_preference
+from training.clustering.errors import MatrixError, RulesError
+from training.clustering.gain import Matrices
+from training.clustering.kmeans_start import fill_empty, kmeans_clusters, numbered_by_first
+from training.clustering.recluster import (
+    Stickiness,
+    all_source_sets,
+    cluster_members,
+    mutual_moves,
+    recluster,
+)
+from training.clustering.source_sets import SourceRules, most_cohesive, source_set
 
 RULES = SourceRules()
 PRIOR = 0.01 * prior_preference(MC, W, np.array([0, 1]))
@@ -51,14 +57,18 @@ def test_d3_scores():
     def score(u, T, S, bonus=None):
         return literal_score(EXAMPLE, u, T, S, bonus)
 
-    assert [score(2, [0, 1], [0, 1]), score(3, [0, 1], [0, 1])] == pytest.approx([-0.005341, 0.001123], abs=1e-6)
+    assert [score(2, [0, 1], [0, 1]), score(3, [0, 1], [0, 1])] == pytest.approx(
+        [-0.005341, 0.001123], abs=1e-6
+    )
     assert score(2, [0, 1], [0, 1, 3]) == pytest.approx(-0.005146, abs=1e-6)
     assert [score(u, [2, 3], [2, 3]) for u in (0, 1)] == pytest.approx([-0.002713, -0.001013], abs=1e-6)
     assert [score(u, [0, 1, 2], [1, 0]) for u in (2, 3)] == pytest.approx([-0.001593, 0.001839], abs=1e-6)
     assert score(2, [0, 1, 2], [1, 0, 3]) == pytest.approx(-0.001301, abs=1e-6)
     assert [score(u, [0, 3], [0, 3]) for u in (1, 2)] == pytest.approx([0.005761, -0.002978], abs=1e-6)
     assert score(2, [0, 3], [0, 3, 1]) == pytest.approx(-0.003345, abs=1e-6)
-    assert [score(u, [0, 1], [0, 1], PRIOR) for u in (2, 3)] == pytest.approx([-0.009813, -0.002040], abs=1e-6)
+    assert [score(u, [0, 1], [0, 1], PRIOR) for u in (2, 3)] == pytest.approx(
+        [-0.009813, -0.002040], abs=1e-6
+    )
 
 
 def test_min_gain_moves_the_stop():
@@ -98,7 +108,12 @@ def test_d3_centres():
 
 def test_d3_kmeans():
     """The inertias of D3 make {01|23} the best of the four."""
-    for labels, inertia in (([0, 0, 1, 1], 0.46), ([0, 1, 1, 1], 2.046667), ([0, 0, 0, 1], 2.393333), ([0, 0, 1, 0], 1.806667)):
+    for labels, inertia in (
+        ([0, 0, 1, 1], 0.46),
+        ([0, 1, 1, 1], 2.046667),
+        ([0, 0, 0, 1], 2.393333),
+        ([0, 0, 1, 0], 1.806667),
+    ):
         groups = [MC[np.array(labels) == k] for k in (0, 1)]
         assert sum(((g - g.mean(0)) ** 2).sum() for g in groups) == pytest.approx(inertia, abs=1e-6)
     assert kmeans_clusters(MC, 2).tolist() == [0, 0, 1, 1]
@@ -222,7 +237,7 @@ def test_frozen_domains_stay():
 
 
 def test_empty_clusters_take_the_farthest_row():
-    """Rows 0 1 2 10 in one cluster: centroid 3.25, so row 3 goes first, then row 0 (distance 1 of mean 1, lowest id)."""
+    """Rows 0 1 2 10 in one cluster, centroid 3.25: row 3 goes first, then row 0 (1 from 1, lowest id)."""
     points = np.array([[0.0], [1], [2], [10]])
     assert fill_empty(points, np.zeros(4, dtype=int), 3).tolist() == [2, 0, 0, 1]
 

@@ -5,18 +5,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.unit.training.clustering.worked_example import (
+    EXAMPLE,
+    MC,
+    MH,
+    MI,
+    W,
+    literal_lambda,
+    random_matrices,
+)
 from training.clustering.cohesion import cohesion, interaction, prior_preference
 from training.clustering.errors import MatrixError
 from training.clustering.gain import Matrices, pair_gains, source_gain, target_weights
 from training.clustering.rules import CdcRules
-from tests.unit.training.clustering.worked_example import EXAMPLE, MC, MH, MI, W, literal_lambda, random_matrices
 
 LAMBDAS = [
     ([0, 1], 0.2, [0.5, 0.5, 1, 1], [0.5, 0.5, 0, 0]),
     ([2, 3], 0.25, [1, 1, 0.5, 0.5], [0, 0, 0.5, 0.5]),
     ([0, 1, 2], 0.6, [0.444444, 0.416667, 0.638889, 0.666667], [0.421053, 0.384615, 0.741935, 0.8]),
     ([0, 1, 3], 0.511111, [0.456522, 0.423913, 0.913043, 0.619565], [0.4375, 0.393939, 1, 0.703704]),
-    ([0, 1, 2, 3], 0.6375, [0.509804, 0.470588, 0.549020, 0.470588], [0.513158, 0.461538, 0.567568, 0.461538]),
+    (
+        [0, 1, 2, 3],
+        0.6375,
+        [0.509804, 0.470588, 0.549020, 0.470588],
+        [0.513158, 0.461538, 0.567568, 0.461538],
+    ),
 ]
 
 
@@ -39,7 +52,9 @@ def test_d2_gains():
     gains = pair_gains(EXAMPLE, second)[3, :2]
     assert gains == pytest.approx([-0.00071739, 0.00357609], abs=1e-8)
     assert gains @ weights == pytest.approx(0.00112267, abs=1e-8)
-    assert source_gain(EXAMPLE, first) == pytest.approx(pair_gains(EXAMPLE, first)[first].sum(axis=0), abs=1e-15)
+    assert source_gain(EXAMPLE, first) == pytest.approx(
+        pair_gains(EXAMPLE, first)[first].sum(axis=0), abs=1e-15
+    )
 
 
 def test_d2_preference_and_rho():
