@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
-from service.contract.schema import CategoricalFeature, Entity
+from service.contract.schema import MISSING_ID, CategoricalFeature, Entity, NumericFeature
 from training.data.asof import AsOfCounts, CountBuilder
 from training.data.columns import Codes, Ints
 from training.data.entities import EntityTable
@@ -38,7 +38,7 @@ def count_log(
     """Count every key of the description over the train rows."""
     description, schema = log.description, reader.schema
     spec = description.statistics
-    codes = {key.key[0]: holder_codes(description, tables, key.key[0]) for key in spec.keys}
+    codes = {key.key[0]: _holder_codes(reader, tables, key.key[0]) for key in spec.keys}
     wanted = {_key(key) for key in spec.keys} | {(key.key[0], None) for key in spec.keys if key.parent}
     builders = {key: CountBuilder(1 + len(spec.targets)) for key in sorted(wanted, key=str)}
     sample = RowSample(stride=max(1, -(-scan.train_rows // SAMPLE_ROWS)))
@@ -73,8 +73,8 @@ def _statistic(
     train_rows: int,
 ) -> KeyStatistic:
     holder = reader.schema.feature(spec.key[0])
-    if not isinstance(holder, CategoricalFeature):
-        raise DescriptionError(f"statistics.keys {list(spec.key)}: '{holder.name}' is not categorical")
+    if not isinstance(holder, CategoricalFeature | NumericFeature):
+        raise DescriptionError(f"statistics.keys {list(spec.key)}: '{holder.name}' is a {holder.kind}")
     statistics = reader.description.statistics
     unscaled = KeyStatistic(
         spec=spec,
@@ -89,6 +89,14 @@ def _statistic(
         scales=np.ones(1 + len(statistics.targets)),
     )
     return replace(unscaled, scales=train_scales(unscaled, train_rows))
+
+
+def _holder_codes(reader: RowKeyReader, tables: Mapping[Entity, EntityTable], name: str) -> Ints:
+    """(n,) code of a holder per entity slot, -1 where it is missing: raw values, or buckets of a number."""
+    if isinstance(reader.schema.feature(name), NumericFeature):
+        buckets = reader.stored_ids(name)
+        return np.where(buckets == MISSING_ID, -1, buckets)
+    return holder_codes(reader.description, tables, name)
 
 
 def holder_codes(description: DatasetDescription, tables: Mapping[Entity, EntityTable], name: str) -> Ints:

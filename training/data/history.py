@@ -10,73 +10,37 @@ Letters: U users, I items, E events.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from service.contract.encode import EncodedBlock, standardise
+from service.contract.encode import EncodedBlock
 from service.contract.layout import VALUES, entity_layout
 from service.contract.schema import (
     FIRST_ID,
     CategoricalFeature,
-    DotPair,
     Entity,
     FeatureSchema,
     LookupPair,
     MultiFeature,
-    NumericFeature,
 )
-from training.data.columns import Floats, Ints, lists
+from training.data.columns import lists, numbers
 from training.data.entities import EntityTable
 from training.data.errors import DescriptionError
-from training.data.made import Made, MadeFeature, multi_block, no_ints, weighted_rms, zero_preserving
+from training.data.events import Events, HistoryInputs, entity_number
+from training.data.factors import make_factors
+from training.data.fit import raw_column
+from training.data.made import Made, MadeFeature, multi_block, weighted_rms
+from training.data.rasch import make_rasch, rasch_of
 from training.data.statistics import clipped, logit
 from training.data.table import (
     AggregateSpec,
     DatasetDescription,
-    FactorsSpec,
     HistoryListSpec,
+    NumericSpec,
     PropensitySpec,
+    RatioSpec,
     SequenceSpec,
 )
-
-
-@dataclass(frozen=True)
-class Events:
-    """One history of every user, flat.
-
-    Attributes:
-        user: (E,) int64 slot of the user.
-        item: (E,) int64 slot of the item, -1 where it is not known.
-        length: (U,) int64 events per user.
-    """
-
-    user: Ints
-    item: Ints
-    length: Ints
-
-    def known(self) -> tuple[Ints, Ints]:
-        """User and item slots of the events whose item is known."""
-        keep = self.item >= 0
-        return self.user[keep], self.item[keep]
-
-    def pairs(self, num_items: int) -> Ints:
-        """Distinct (user, item) of known events as user * num_items + item, rising."""
-        user, item = self.known()
-        return np.unique(user * num_items + item)
-
-
-@dataclass(frozen=True)
-class HistoryInputs:
-    """What the makers read: tables, base schema and the encoded items."""
-
-    description: DatasetDescription
-    schema: FeatureSchema
-    users: EntityTable
-    items: EntityTable
-    item_block: EncodedBlock
-    events: dict[str, Events]
 
 
 def make_history(
@@ -101,8 +65,13 @@ def make_history(
             )
     for propensity in history.propensity:
         made.features += _propensity(inputs, propensity)
+    for ratio in history.ratios:
+        made.features += _ratio(inputs, ratio)
+    fits = {spec.name: rasch_of(inputs, spec) for spec in history.rasch}
+    for rasch in history.rasch:
+        made.extend(make_rasch(inputs, rasch, fits[rasch.name]))
     for factors in history.factors:
-        made.extend(_factors(inputs, factors))
+        made.extend(make_factors(inputs, factors, fits))
     return made
 
 
@@ -118,22 +87,11 @@ def _events(
     return Events(values.rows, items.ids.look_up(values.flat, place), values.lengths)
 
 
-def _numeric(
-    name: str, entity: Entity, values: Floats, train_rows: Ints, description: str, clip: float = 8.0
-) -> MadeFeature:
-    """One number per entity, divided by its root mean square over train rows."""
-    encoder = zero_preserving(weighted_rms(values, train_rows.astype(np.float64)), clip)
-    feature = NumericFeature(
-        name=name, entity=entity, source="statistic", encoder=name, description=description
-    )
-    return MadeFeature(feature, no_ints(len(values)), standardise(values, encoder).reshape(-1, 1), encoder)
-
-
 def _list_features(inputs: HistoryInputs, entry: HistoryListSpec) -> Iterator[MadeFeature]:
     """Length per user, popularity per item: log(1 + events)."""
     events = inputs.events[entry.feature]
     if entry.length:
-        yield _numeric(
+        yield entity_number(
             f"{entry.feature}_length",
             Entity.USER,
             np.log1p(events.length.astype(np.float64)),
@@ -142,7 +100,7 @@ def _list_features(inputs: HistoryInputs, entry: HistoryListSpec) -> Iterator[Ma
         )
     if entry.popularity:
         counts = np.bincount(events.known()[1], minlength=len(inputs.items))
-        yield _numeric(
+        yield entity_number(
             f"{entry.feature}_popularity",
             Entity.ITEM,
             np.log1p(counts.astype(np.float64)),
@@ -166,7 +124,7 @@ def _mean(inputs: HistoryInputs, entry: HistoryListSpec, aggregate: AggregateSpe
     mean = total / np.maximum(np.bincount(user, minlength=num_users), 1)
     name = f"{entry.feature}_mean_{aggregate.of}"
     text = f"mean {aggregate.of} over {entry.feature}"
-    return Made([_numeric(name, Entity.USER, mean, inputs.users.train_rows, text)])
+    return Made([entity_number(name, Entity.USER, mean, inputs.users.train_rows, text)])
 
 
 def _share(inputs: HistoryInputs, entry: HistoryListSpec, aggregate: AggregateSpec) -> Made:
@@ -214,58 +172,37 @@ def _propensity(inputs: HistoryInputs, spec: PropensitySpec) -> Iterator[MadeFea
     chosen = np.isin(among, inputs.events[spec.chosen].pairs(num_items), assume_unique=True)
     user, item = among // max(num_items, 1), among % max(num_items, 1)
     rate = float(chosen.mean()) if len(chosen) else 0.5
-    base, a = clipped(np.array([rate])), spec.smoothing
+    base, a = clipped(np.array([rate])), spec.item_smoothing or spec.smoothing
     seen = np.bincount(item, minlength=num_items)
     taken = np.bincount(item, weights=chosen, minlength=num_items)
     item_rate = clipped((taken + a * base) / (seen + a))
     lift = np.where(seen > 0, logit(item_rate) - logit(base), 0.0)
     surplus = np.bincount(user, weights=chosen - item_rate[item], minlength=num_users)
-    adjusted = surplus / (np.bincount(user, minlength=num_users) + a)
+    adjusted = surplus / (np.bincount(user, minlength=num_users) + spec.smoothing)
     text = f"{spec.chosen} given {spec.among}"
-    yield _numeric(f"{spec.name}_user", Entity.USER, adjusted, inputs.users.train_rows, text)
-    yield _numeric(f"{spec.name}_item", Entity.ITEM, lift, inputs.items.train_rows, text)
+    yield entity_number(f"{spec.name}_user", Entity.USER, adjusted, inputs.users.train_rows, text)
+    yield entity_number(f"{spec.name}_item", Entity.ITEM, lift, inputs.items.train_rows, text)
 
 
-def _factors(inputs: HistoryInputs, spec: FactorsSpec) -> Made:
-    """Singular vectors of the degree-normalised user x item matrix, split evenly between both sides."""
-    # Loaded here: they take 60 MB, which a data set without factors need not pay.
-    from scipy.sparse import csr_matrix  # type: ignore[import-untyped]
-    from sklearn.utils.extmath import randomized_svd
+def _ratio(inputs: HistoryInputs, spec: RatioSpec) -> Iterator[MadeFeature]:
+    """Logs of how much more often an item was chosen than its share, and a user chose than was shown.
 
-    num_users, num_items = len(inputs.users), len(inputs.items)
-    pairs = np.concatenate([inputs.events[name].pairs(num_items) for name in spec.lists])
-    shape = (num_users, num_items)
-    rows, columns = pairs // max(num_items, 1), pairs % max(num_items, 1)
-    degree = np.sqrt(
-        np.bincount(rows, minlength=num_users)[rows] * np.bincount(columns, minlength=num_items)[columns]
-    )
-    matrix = csr_matrix((1.0 / degree, (rows, columns)), shape=shape)
-    width = min(spec.width, max(1, min(shape) - 1))
-    user, item = np.zeros((num_users, spec.width)), np.zeros((num_items, spec.width))
-    if len(pairs):
-        left, sizes, right = randomized_svd(matrix, width, random_state=0)
-        user[:, :width], item[:, :width] = left * np.sqrt(sizes), right.T * np.sqrt(sizes)
-    # Vectors of unit RMS have dot products of size sqrt(width); a fourth root on each side brings that to 1.
-    balance = float(spec.width) ** 0.25
-    made = Made()
-    for entity, vectors, table in ((Entity.USER, user, inputs.users), (Entity.ITEM, item, inputs.items)):
-        made.features.append(_vector(f"{spec.name}_{entity}", entity, vectors, table.train_rows, balance))
-    made.pairs.append(DotPair(name=f"{spec.name}.dot", left=f"{spec.name}_user", right=f"{spec.name}_item"))
-    return made
-
-
-def _vector(
-    name: str, entity: Entity, vectors: NDArray[np.float64], train_rows: Ints, balance: float
-) -> MadeFeature:
-    """(n, width) numbers with one common scale; the clip is wide so that dot products stay linear."""
-    mass = np.repeat(train_rows.astype(np.float64), vectors.shape[1])
-    encoder = zero_preserving(weighted_rms(vectors.reshape(-1), mass) * balance, clip=64.0)
-    feature = NumericFeature(
-        name=name,
-        entity=entity,
-        source="statistic",
-        encoder=name,
-        width=vectors.shape[1],
-        description="factors of histories",
-    )
-    return MadeFeature(feature, no_ints(len(vectors)), standardise(vectors, encoder), encoder)
+    Item: log((c + a) / (n r + a)) with c events in `chosen`, n in `among`, r the ratio of all events.
+    User: log((c + 1) / (min(rows shown, cap) + 2)); a user of whom nothing was recorded has 0.
+    """
+    chosen, among = inputs.events[spec.chosen], inputs.events[spec.among]
+    c, n = (np.bincount(e.known()[1], minlength=len(inputs.items)) for e in (chosen, among))
+    expected = n * (c.sum() / max(n.sum(), 1))
+    text = f"{spec.chosen} against {spec.among}"
+    lift = np.log((c + spec.smoothing) / (expected + spec.smoothing))
+    yield entity_number(f"{spec.name}_item", Entity.ITEM, lift, inputs.items.train_rows, text)
+    if spec.shown is None:
+        return
+    feature = inputs.description.feature(spec.shown)
+    if not isinstance(feature, NumericSpec):
+        raise DescriptionError(f"history.ratios '{spec.name}': '{spec.shown}' is not numeric")
+    rows = numbers(inputs.users.columns[raw_column(feature)], f"feature '{spec.shown}'")
+    shown = np.minimum(np.nan_to_num(rows), spec.shown_cap)
+    ratio = np.where(np.isnan(rows), 0.0, np.log((chosen.length + 1) / (shown + 2)))
+    text = f"{spec.chosen} against {spec.shown}"
+    yield entity_number(f"{spec.name}_user", Entity.USER, ratio, inputs.users.train_rows, text)

@@ -102,6 +102,12 @@ class RowKeyReader:
             return np.full(len(slots), MISSING_ID, dtype=np.int64)
         return np.where(slots >= 0, ids[slots], MISSING_ID).astype(np.int64)
 
+    def stored_ids(self, name: str) -> Ints:
+        """(n,) encoded ids of a single-id feature of user or item, one per slot."""
+        entity = self.schema.feature(name).entity
+        column = self._layouts[entity].slot(name).start
+        return self._blocks[entity].ints[:, column].astype(np.int64)
+
     def codes(self, statistic: KeyStatistic, rows: RowKeys) -> Ints:
         """(n,) codes of a statistic's key."""
         return statistic.row_codes(rows.slots(statistic.holder.entity), self.seconds(statistic.second, rows))

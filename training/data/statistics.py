@@ -97,7 +97,7 @@ class KeyStatistic:
     """
 
     spec: KeySpec
-    holder: CategoricalFeature
+    holder: CategoricalFeature | NumericFeature
     second: str | None
     holder_codes: Ints
     counts: AsOfCounts

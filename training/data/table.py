@@ -182,8 +182,9 @@ FeatureSpec = Annotated[CategoricalSpec | MultiSpec | SequenceSpec | NumericSpec
 class KeySpec(Strict):
     """Counts and click rates per value of one key, or per pair of keys.
 
-    The first key is the holder: an attribute of user or item. A second key is a categorical feature of
-    another entity, or `domain`; the holder then keeps a map of its `top` most seen second keys.
+    The first key is the holder: a categorical or bucketised attribute of user or item. A second key is a
+    categorical feature of another entity, or `domain`; the holder then keeps a map of its `top` most seen
+    second keys.
     """
 
     key: tuple[str, ...] = Field(min_length=1, max_length=2)
@@ -224,12 +225,39 @@ class HistoryListSpec(Strict):
     aggregates: tuple[AggregateSpec, ...] = ()
 
 
+class RaschSpec(Strict):
+    """Rasch model of which items of the history `among` also stand in `chosen`: ability and difficulty."""
+
+    name: Name
+    among: str
+    chosen: str
+    user_ridge: float = Field(default=1.0, gt=0, description="Pull of abilities to 0.")
+    item_ridge: float = Field(default=2.0, gt=0, description="Pull of difficulties to 0.")
+    steps: int = Field(default=6, ge=1, le=100)
+
+
+class FactorSum(Strict):
+    """A user vector: sum of item factors over a history, or weighted by the residuals of a Rasch model."""
+
+    over: str | None = None
+    residuals: str | None = Field(default=None, description="Name in history.rasch.")
+
+    @property
+    def name(self) -> str:
+        """What the user vector is called after."""
+        return str(self.over or self.residuals)
+
+
 class FactorsSpec(Strict):
-    """Truncated singular vectors of the user x item matrix of some histories, and their dot product."""
+    """Truncated singular vectors of the user x item matrix of some histories, and their dot product.
+
+    With `sums`, items keep their vectors, at length 1, and users get one vector and dot product per sum.
+    """
 
     name: Name
     lists: tuple[str, ...] = Field(min_length=1)
     width: int = Field(default=32, ge=1, le=512)
+    sums: tuple[FactorSum, ...] = ()
 
 
 class PropensitySpec(Strict):
@@ -239,14 +267,32 @@ class PropensitySpec(Strict):
     among: str
     chosen: str
     smoothing: float = Field(default=10.0, gt=0)
+    item_smoothing: float | None = Field(default=None, gt=0, description="Of items; default: smoothing.")
+
+
+class RatioSpec(Strict):
+    """Events in the history `chosen` against those in `among`, and against what the user was shown.
+
+    Unlike a propensity it counts events that only `chosen` holds, which pays where both lists keep a
+    limited number of events.
+    """
+
+    name: Name
+    among: str
+    chosen: str
+    smoothing: float = Field(default=5.0, gt=0, description="Events that each side of an item starts from.")
+    shown: str | None = Field(default=None, description="Numeric feature of the user: rows shown before.")
+    shown_cap: float = Field(default=100.0, gt=0, description="More rows shown count as this many.")
 
 
 class HistorySpec(Strict):
     """Static aggregates of histories that were recorded before the log starts."""
 
     lists: tuple[HistoryListSpec, ...] = ()
-    factors: tuple[FactorsSpec, ...] = ()
     propensity: tuple[PropensitySpec, ...] = ()
+    ratios: tuple[RatioSpec, ...] = ()
+    rasch: tuple[RaschSpec, ...] = ()
+    factors: tuple[FactorsSpec, ...] = ()
 
 
 def _empty(value: Any) -> Any:

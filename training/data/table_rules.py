@@ -9,11 +9,15 @@ from __future__ import annotations
 from service.contract.schema import DOMAIN_ENCODER, Entity
 from training.data.errors import DescriptionError
 from training.data.table import (
+    BucketiseSpec,
     CategoricalSpec,
     DatasetDescription,
+    FactorsSpec,
     FeatureSpec,
+    HistorySpec,
     KeySpec,
     NumericSpec,
+    RatioSpec,
     SequenceSpec,
     SplitRule,
     TimePart,
@@ -149,9 +153,16 @@ def _categorical(description: DatasetDescription, name: str, place: str) -> Cate
     return feature
 
 
+def _holder(description: DatasetDescription, name: str, place: str) -> CategoricalSpec | NumericSpec:
+    feature = description.feature(name)
+    if isinstance(feature, NumericSpec) and isinstance(feature.encoder, BucketiseSpec):
+        return feature
+    return _categorical(description, name, place)
+
+
 def _check_key(description: DatasetDescription, key: KeySpec) -> None:
     place = f"statistics.keys {list(key.key)}"
-    holder = _categorical(description, key.key[0], place)
+    holder = _holder(description, key.key[0], place)
     if holder.entity is Entity.CONTEXT:
         raise DescriptionError(
             f"{place}: the first key '{holder.name}' must belong to user or item, not context"
@@ -192,10 +203,38 @@ def _check_history(description: DatasetDescription) -> None:
                     f"history.lists '{entry.feature}': cannot take the {aggregate.how} of '{aggregate.of}'; "
                     f"it must be a {wanted.__name__[:-4].lower()} feature of the item"
                 )
-    for factors in history.factors:
-        _check_lists(f"history.factors '{factors.name}'", factors.lists, known)
     for propensity in history.propensity:
         _check_lists(f"history.propensity '{propensity.name}'", (propensity.among, propensity.chosen), known)
+    for rasch in history.rasch:
+        _check_lists(f"history.rasch '{rasch.name}'", (rasch.among, rasch.chosen), known)
+    for ratio in history.ratios:
+        _check_lists(f"history.ratios '{ratio.name}'", (ratio.among, ratio.chosen), known)
+        _check_shown(description, ratio)
+    for factors in history.factors:
+        _check_factors(history, factors, known)
+
+
+def _check_shown(description: DatasetDescription, ratio: RatioSpec) -> None:
+    if ratio.shown is None:
+        return
+    feature = description.feature(ratio.shown)
+    if not isinstance(feature, NumericSpec) or feature.entity is not Entity.USER or feature.width != 1:
+        raise DescriptionError(
+            f"history.ratios '{ratio.name}': shown is '{ratio.shown}'; it must be a numeric feature of the "
+            "user with width 1"
+        )
+
+
+def _check_factors(history: HistorySpec, factors: FactorsSpec, known: set[str]) -> None:
+    place, models = f"history.factors '{factors.name}'", sorted(r.name for r in history.rasch)
+    _check_lists(place, factors.lists, known)
+    for entry in factors.sums:
+        if (entry.over is None) == (entry.residuals is None):
+            raise DescriptionError(f"{place}: a sum needs one of over and residuals")
+        if entry.over is not None:
+            _check_lists(place, (entry.over,), known)
+        elif entry.residuals not in models:
+            raise DescriptionError(f"{place}: '{entry.residuals}' is not in history.rasch; allowed: {models}")
 
 
 def _check_lists(place: str, names: tuple[str, ...], known: set[str]) -> None:

@@ -164,3 +164,40 @@ def test_recipes_parse_and_unknown_ones_are_refused(tmp_path):
         assert parse_description(recipe_text(name)).outcomes[0] == "long_view"
     with pytest.raises(DescriptionError, match=r"no recipe 'nile'; allowed: .*tiny"):
         open_data(tmp_path, "nile")
+
+
+PAIR = {"name": "x", "among": "seen", "chosen": "seen"}
+SUMS = {"name": "f", "lists": ["seen"]}
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "said"),
+    [
+        ("rasch", {**PAIR, "chosen": "kept"}, "history.rasch 'x': 'kept' is not in history.lists"),
+        ("ratios", {**PAIR, "among": "kept"}, "history.ratios 'x': 'kept' is not in history.lists"),
+        (
+            "ratios",
+            {**PAIR, "shown": "user_id"},
+            "shown is 'user_id'; it must be a numeric feature of the user",
+        ),
+        ("factors", {**SUMS, "sums": [{}]}, "'f': a sum needs one of over and residuals"),
+        (
+            "factors",
+            {**SUMS, "sums": [{"over": "seen", "residuals": "x"}]},
+            "needs one of over and residuals",
+        ),
+        ("factors", {**SUMS, "sums": [{"over": "kept"}]}, "'f': 'kept' is not in history.lists"),
+        ("factors", {**SUMS, "sums": [{"residuals": "y"}]}, "'y' is not in history.rasch; allowed: []"),
+    ],
+)
+def test_history_makers_name_what_they_lack(description, part, value, said):
+    field = {"name": "item", "column": "seen", "encoder": "item_id"}
+    description["features"].append(
+        {"name": "seen", "entity": "user", "kind": "sequence", "max_len": 2, "fields": [field]}
+    )
+    description["history"] = {"lists": [{"feature": "seen"}], part: [value]}
+
+    with pytest.raises(DescriptionError) as caught:
+        parse_description(yaml.safe_dump(description))
+
+    assert said in str(caught.value)

@@ -118,6 +118,27 @@ def test_attribute_statistics_reach_every_item_of_the_author(rows, description, 
     assert prepared.info["statistics"]["author_x_tab"]["rows_kept_by_top"] == 0.6
 
 
+def test_a_bucketised_number_may_hold_a_pair(rows, description, write, tmp_path):
+    description["items"] = {"file": "items.parquet", "key": "item_id"}
+    bucketise = {"type": "bucketise", "boundaries": [10.0]}
+    description["features"].append(
+        {"name": "price", "entity": "item", "kind": "numeric", "encoder": bucketise}
+    )
+    description["statistics"] = {"keys": [{"key": ["price"]}, {"key": ["price", "tab"]}]}
+    prices = {"i": 3.0, "j": 11.0, "k": 5.0, "l": None}
+    items = [{"item_id": item, "price": price} for item, price in prices.items()]
+
+    prepared = prepare(write(description, log=rows, items=items), tmp_path / "out")
+
+    # Train shows i (cheap, like k) three times, all in tab a, and j twice, both in tab b.
+    stored, layout = prepared.entities[Entity.ITEM], prepared.layout(Entity.ITEM)
+    counts = stored.floats[:, layout.slot("price_count", "values").start]
+    scale = prepared.schema.encoder("price_count").std
+    assert np.expm1(counts * scale) == pytest.approx([3, 2, 3, 0], abs=1e-5)
+    a, b = (2 + prepared.schema.encoder("tab").values.index(tab) for tab in "ab")
+    assert stored.ints[:, layout.slot("price_x_tab").start].tolist() == [a, b, a, 0]
+
+
 log_rows = st.lists(
     st.tuples(st.sampled_from("uvw"), st.sampled_from("ij"), st.integers(0, 3), st.sampled_from("ab")),
     min_size=6,
