@@ -27,6 +27,8 @@ MIN_TREATMENTS = 2
 MAX_CLIPPED_RATIO = 0.5
 """Share of clipped off-diagonal kappa above which `signed` takes over (spec A4)."""
 
+_SAME = 1e-12
+
 _ROUNDING = 64 * np.finfo(np.float64).eps
 
 
@@ -159,6 +161,8 @@ def causal_distance(
         mc = angles(normalised(gram))
         return CausalDistance(mc=mc, kind=kind, fell_back=False, clipped_ratio=0.0, **counts)
     kappa = normalised(dependence_gamma(gram, len(kept)))
+    # Domains that treatments never tell apart have kappa 1: rounding must neither clip them nor part them.
+    kappa[np.abs(kappa - 1) < _SAME] = 1.0
     off_diagonal = ~np.eye(num_domains, dtype=bool)
     clipped_ratio = float(np.mean(kappa[off_diagonal] > 1))
     mc = angles(kappa)

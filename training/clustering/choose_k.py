@@ -59,10 +59,10 @@ class KChoice:
 
 
 def default_scan(num_domains: int) -> tuple[int, ...]:
-    """K to scan: 3 up to twice the default rule of thumb, at most 12 values, at most D - 1."""
+    """K to scan: 3 up to twice the default rule of thumb, 12 values at most, by ratio, below D."""
     low = min(MIN_CLUSTERS, num_domains)
     high = max(low, min(num_domains - 1, max(8, 2 * default_num_clusters(num_domains))))
-    return tuple(sorted({int(k) for k in np.linspace(low, high, 12).round()}))
+    return tuple(sorted({int(k) for k in np.geomspace(low, high, 12).round()}))
 
 
 def choose_num_clusters(
