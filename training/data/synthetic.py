@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from training.data import synthetic_truth as truth
+from training.data.synthetic_description import description_yaml
 from training.data.synthetic_truth import Exposures, Floats, Ints, World
 
 DAY_MS = 86_400_000
@@ -32,32 +33,6 @@ COUNTRIES = ("br", "de", "fr", "in", "jp", "ng", "uk", "us")
 Progress = Callable[[int, int], None]
 
 MAX_INTERESTS, HISTORY_SPAN_MS = 5, 60 * DAY_MS
-DATASET_YAML = """\
-name: synthetic
-interactions: interactions.parquet
-users: {file: users.parquet, key: user_id}
-items: {file: items.parquet, key: item_id}
-columns: {user: user_id, item: item_id, domain: domain, label: label, time: {column: time_ms, unit: ms},
-          split: split, true_probability: true_probability}
-outcomes: [dwell_ms]
-features:
-  - {name: user_id, entity: user, kind: categorical, encoder: {type: vocabulary, min_count: 2}}
-  - {name: age_band, entity: user, kind: categorical, encoder: {type: vocabulary}}
-  - {name: country, entity: user, kind: categorical, encoder: {type: vocabulary}}
-  - {name: activity, entity: user, kind: numeric, encoder: {type: standardise}}
-  - {name: interests, entity: user, kind: multi, max_len: 5, weights: interest_weights,
-     encoder: {type: vocabulary}}
-  - {name: history, entity: user, kind: sequence, max_len: HISTORY_LENGTH, fields: [
-     {name: item, column: history_items, encoder: item_id},
-     {name: domain, column: history_domains, encoder: {type: vocabulary}}]}
-  - {name: item_id, entity: item, kind: categorical, encoder: {type: vocabulary, min_count: 2}}
-  - {name: brand, entity: item, kind: categorical, encoder: {type: vocabulary}}
-  - {name: attributes, entity: item, kind: multi, max_len: 4, encoder: {type: vocabulary}}
-  - {name: price, entity: item, kind: numeric, encoder: {type: standardise}}
-  - {name: age_days, entity: item, kind: numeric, encoder: {type: bucketise}}
-  - {name: hour, entity: context, kind: categorical, encoder: {type: vocabulary}}
-  - {name: device, entity: context, kind: categorical, encoder: {type: vocabulary}}
-"""
 
 _HISTORY_CANDIDATES, _CHUNK_CANDIDATES = 6, 250_000
 _HOURLY = 1.0 + 0.7 * np.cos((np.arange(24) - 20) * 2 * np.pi / 24)
@@ -183,7 +158,7 @@ def generate(config: SyntheticConfig, out_dir: Path, progress: Progress | None =
     _write(log_file, tables())
     described = json.dumps(tally.describe(), indent=1)
     (out_dir / "truth.json").write_text(described + "\n", encoding="utf-8")
-    description = DATASET_YAML.replace("HISTORY_LENGTH", str(config.history_length))
+    description = description_yaml(history_length=config.history_length)
     (out_dir / "dataset.yaml").write_text(description, encoding="utf-8")
     num_row_groups = pq.read_metadata(log_file).num_row_groups
     click_rate, best = int(tally.clicks.sum()) / config.num_rows, tally.sums["best"].value()
