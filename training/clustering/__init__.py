@@ -1,7 +1,7 @@
 """Causal domain clustering (CDC): which cluster serves a domain, and which domains train it.
 
 A lookahead steps on what `state.plan()` names and delivers losses or a gradient Gram matrix; `update` turns
-them into target clusters T_k and source sets S_k; `assignment` writes the artefact that training, manifest and
-routing read. Pure numpy and values throughout. Invariant: T is a partition with no empty cluster, and no S_k
+them into target clusters T_k and source sets S_k; `assignment` writes the artefact that training, manifest
+and routing read. Pure numpy and values throughout. Invariant: T is a partition with no empty cluster, and no S_k
 is empty.
 """
