@@ -2,6 +2,6 @@
 
 A lookahead steps on what `state.plan()` names and delivers losses or a gradient Gram matrix; `update` turns
 them into target clusters T_k and source sets S_k; `assignment` writes the artefact that training, manifest
-and routing read. Pure numpy and values throughout. Invariant: T is a partition with no empty cluster, and no S_k
-is empty.
+and routing read. Pure numpy, values throughout. Invariant: T is a partition with no empty cluster, and no
+S_k is empty.
 """
