@@ -69,6 +69,7 @@ def kuairand_like(tmp_path_factory):
     watched = [rng.integers(0, ITEMS, rng.integers(0, 60)).astype(np.int32) for _ in range(USERS - 5)]
     history = {
         "user_id": np.arange(USERS - 5, dtype=np.int32),
+        "history_rows_before_20220425": np.array([len(w) * 3 for w in watched], dtype=np.int64),
         "watch_seq": watched,
         "long_watch_seq": [w[::3] for w in watched],
     }
@@ -87,14 +88,13 @@ def test_kuairand_recipe(kuairand_like, tmp_path, domains, first, count):
 
     assert prepared.schema.domains[0] == first
     assert prepared.schema.num_domains == count
-    assert prepared.stat_columns(Entity.USER) == [
-        "user_id_count",
-        "user_id_rate_label",
-        "user_id_rate_long_view",
-    ]
-    assert len(prepared.stat_columns(Entity.ITEM)) == 9
+    assert prepared.stat_columns(Entity.USER) == ["user_id_count", "user_id_rate_label"]
+    assert len(prepared.stat_columns(Entity.ITEM)) == 4
     names = {pair.name for pair in prepared.schema.pairs}
-    assert {"user_id_x_tab.lookup", "author_x_tab.lookup", "watch_share_author.lookup", "taste.dot"} <= names
+    expected = {"user_id_x_tab.lookup", "duration_bucket_x_tab.lookup", "watch_factors_watch.dot"}
+    assert expected <= names
+    stored = {feature.name for feature in prepared.schema.features}
+    assert {"long_rasch_user", "long_rasch_item", "long_ratio_user", "long_factors_long_watch"} <= stored
     batches = list(RowReader(prepared, "train").batches(128, shuffle=True))
     assert sum(map(len, batches)) == prepared.rows["train"]
     assert all(np.isfinite(b.pairs).all() and np.isfinite(b.user_floats).all() for b in batches)
