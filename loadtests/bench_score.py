@@ -2,8 +2,8 @@
 
     python loadtests/bench_score.py --store models [--items 1 100] [--seconds 2] [--json out.json]
 
-Calls the ASGI app in a loop within this process: no sockets, so the HTTP parser's share (57-74 us,
-serving_costs.md section 5) comes on top. Writes figures in CPU microseconds per request.
+Calls the ASGI app in a loop within this process: no sockets, so the HTTP parser's share (57-74 us)
+comes on top. Writes figures in CPU microseconds per request.
 """
 
 from __future__ import annotations

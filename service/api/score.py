@@ -1,7 +1,7 @@
 """`POST /score` as a plain ASGI callable: admission, body, query, scorer, reply.
 
-Stands in front of the FastAPI app, whose route layer alone would cost 65-85 us (serving_costs.md
-section 3). Invariant: every request gets exactly one reply, and no text of an unexpected exception.
+Stands in front of the FastAPI app, whose route layer alone would cost 65-85 us
+of CPU. Invariant: every request gets exactly one reply, and no text of an unexpected exception.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Where a graph run takes place: on the event loop when it is short, in a small pool when it is long.
 
-A thread hop costs 70-180 us (serving_costs.md section 4), so runs expected to be shorter than
+A thread hop costs 70-180 us on two cores, so runs expected to be shorter than
 `inline_max_ms` stay on the loop, one per loop iteration: between two runs the loop reads sockets, so
 health checks are answered and overload is refused while requests wait. Invariants: waiting ends at
 the request's deadline at the latest; a native run is never cancelled, only no longer waited for.

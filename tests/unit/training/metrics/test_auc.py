@@ -14,8 +14,8 @@ from training.metrics import MetricError, auc, gauc, grouped_auc
 # Few distinct scores, so that ties are common.
 ROWS = st.lists(st.tuples(st.booleans(), st.integers(-4, 4), st.integers(0, 3)), min_size=1, max_size=30)
 
-# cesaa_hier_syncrec.md section 1. The two scores of the all-negative user u3 are not given there; these
-# leave 13 of 18 pooled pairs in order, which is the pooled AUC it states.
+# A worked example: (3 * .5 + 4 * .75) / 7 = .642857. The scores of the all-negative user u3 leave 13 of
+# 18 pooled pairs in order.
 GAUC_USERS = ["u1"] * 3 + ["u2"] * 4 + ["u3"] * 2
 GAUC_LABELS = [1, 0, 0, 1, 1, 0, 0, 0, 0]
 GAUC_SCORES = [0.9, 0.2, 0.95, 0.8, 0.3, 0.4, 0.1, 0.35, 0.25]

@@ -11,7 +11,7 @@ import pytest
 
 from training.metrics import Evaluation, MetricError, evaluate
 
-# cdc_aread.md D7: three domains of 6, 4 and 3 rows.
+# A worked example: three domains of 6, 4 and 3 rows.
 D7: dict[str, Any] = {
     "labels": [1, 0, 1, 0, 0, 1, 1, 0, 0, 1, 0, 0, 0],
     "scores": [0.9, 0.2, 0.4, 0.5, 0.1, 0.8, 0.6, 0.7, 0.2, 0.65, 0.3, 0.1, 0.2],
