@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 import torch
@@ -19,21 +19,24 @@ from service.contract.manifest import Graph, GraphInput
 from service.contract.schema import FeatureSchema
 
 OPSET = 20
-WEIGHTS_FILE = "weights.bin"
 EXTERNAL_THRESHOLD_BYTES = 1024
+Form = Literal["whole", "cluster", "domain"]
 # Traced with at least two requests and rows, or the exporter bakes a size of one into the graph.
 EXAMPLE_REQUESTS = 3
 EXAMPLE_ROWS = 5
 
 
-def export_graph(graph: ScoringGraph, schema: FeatureSchema, folder: Path, *, name: str = "whole") -> Graph:
-    """Export to `folder/graphs/<name>.onnx`.
+def export_graph(
+    graph: ScoringGraph, schema: FeatureSchema, folder: Path, *, name: str = "whole", form: Form = "whole"
+) -> Graph:
+    """Export to `folder/graphs/<name>.onnx`, weights to `<name>.bin` beside it.
 
     Args:
         graph: In evaluation mode.
         schema: Its schema.
         folder: Root of the bundle that is being written.
         name: Key of the graph.
+        form: What the graph is specialised for.
 
     Returns:
         The manifest's entry, without the parity figure.
@@ -44,20 +47,21 @@ def export_graph(graph: ScoringGraph, schema: FeatureSchema, folder: Path, *, na
     onnx.checker.check_model(proto)
     graphs = folder / "graphs"
     graphs.mkdir(parents=True, exist_ok=True)
+    weights = graphs / f"{name}.bin"
     onnx.save_model(
         proto,
         str(graphs / f"{name}.onnx"),
         save_as_external_data=True,
         all_tensors_to_one_file=True,
-        location=WEIGHTS_FILE,
+        location=weights.name,
         size_threshold=EXTERNAL_THRESHOLD_BYTES,
     )
-    external = (f"graphs/{WEIGHTS_FILE}",) if (graphs / WEIGHTS_FILE).exists() else ()
     return Graph(
         file=f"graphs/{name}.onnx",
-        external_files=external,
+        external_files=(f"graphs/{weights.name}",) if weights.exists() else (),
         inputs=used_inputs(schema, used),
         output=OUTPUT,
+        form=form,
         options={"opset": OPSET, "num_nodes": len(proto.graph.node)},
     )
 

@@ -15,11 +15,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from export.card import render_card
+from export.graph import ScoringGraph
 from export.onnx_export import export_graph
 from export.parity import MAX_ERROR, ParityReport, check_parity, torch_scores
 from export.rows import GraphArrays
-from export.run_folder import RunFolder
+from export.run_folder import Part, RunFolder
 from service.contract.bundle import CARD_FILE, GOLDEN_FILE, Bundle
 from service.contract.manifest import (
     Calibration,
@@ -36,7 +40,6 @@ from service.contract.store import ModelStore
 from service.scoring.golden import check_golden, read_golden, write_golden
 from service.scoring.predictor import Predictor
 
-WHOLE = "whole"
 PARITY_SEED = 11
 GOLDEN_SEED = 12
 LIBRARIES = ("torch", "onnx", "onnxruntime", "numpy")
@@ -78,27 +81,26 @@ def build_bundle(run: RunFolder, store: ModelStore, options: BuildOptions, *, pr
         ParityError: The exported graph differs from the trained model; nothing is published.
         BundleError: The written files do not verify.
     """
-    graph = run.scoring_graph()
     with store.writer() as writer:
-        progress("export the graph")
-        entry = export_graph(graph, run.schema, writer.path, name=WHOLE)
-        progress("check parity for every domain")
-        predictor = Predictor(writer.path / entry.file, entry)
-        sampler = run.sampler(seed=PARITY_SEED)
-        report = check_parity(
-            graph,
-            lambda inputs: predictor.run(_fed(inputs, entry)),
-            sampler,
-            num_domains=run.schema.num_domains,
-        )
+        graphs: dict[str, Graph] = {}
+        golden: dict[str, tuple[GraphArrays, NDArray[np.float32]]] = {}
+        errors: dict[int, float] = {}
+        for part in run.parts:
+            progress(f"export graph '{part.key}'")
+            graph = part.scoring_graph(run.schema)
+            entry = export_graph(graph, run.schema, writer.path, name=part.key, form=part.form)
+            progress(f"check parity of graph '{part.key}' for {len(part.domains)} domains")
+            report = _parity(run, part, graph, entry, writer.path)
+            errors |= report.domain_errors
+            rows = run.sampler(seed=GOLDEN_SEED).golden(part.domains)
+            golden[part.key] = (_fed(rows, entry), torch_scores(graph, rows))
+            graphs[part.key] = entry.model_copy(update={"max_error": report.max_error})
         progress("write golden rows and the feature snapshot")
-        golden = run.sampler(seed=GOLDEN_SEED).golden()
-        write_golden(writer.path / GOLDEN_FILE, {WHOLE: (_fed(golden, entry), torch_scores(graph, golden))})
+        write_golden(writer.path / GOLDEN_FILE, golden)
         snapshot = _copy_snapshot(run, writer.path) if options.snapshot else {}
-        entry = entry.model_copy(update={"max_error": report.max_error})
 
         def manifest(files: dict[str, FileEntry]) -> Manifest:
-            return _manifest(run, options, entry, report, snapshot, files)
+            return _manifest(run, options, graphs, errors, snapshot, files)
 
         # The card shows what the manifest says, so it is rendered from one without the file list.
         (writer.path / CARD_FILE).write_text(render_card(manifest({})))
@@ -107,6 +109,17 @@ def build_bundle(run: RunFolder, store: ModelStore, options: BuildOptions, *, pr
     if options.alias is not None:
         store.set_alias(options.alias, bundle.bundle_id)
     return bundle
+
+
+def _parity(run: RunFolder, part: Part, graph: ScoringGraph, entry: Graph, folder: Path) -> ParityReport:
+    """Compare the exported graph, run by the service's predictor, with the eager one."""
+    predictor = Predictor(folder / entry.file, entry)
+    return check_parity(
+        graph,
+        lambda inputs: predictor.run(_fed(inputs, entry)),
+        run.sampler(seed=PARITY_SEED),
+        domains=part.domains,
+    )
 
 
 def _fed(inputs: GraphArrays, graph: Graph) -> GraphArrays:
@@ -135,28 +148,27 @@ def _copy_snapshot(run: RunFolder, folder: Path) -> dict[Literal["user", "item"]
 def _manifest(
     run: RunFolder,
     options: BuildOptions,
-    graph: Graph,
-    report: ParityReport,
+    graphs: dict[str, Graph],
+    errors: dict[int, float],
     snapshot: dict[Literal["user", "item"], SnapshotFiles],
     files: dict[str, FileEntry],
 ) -> Manifest:
-    lines = [
-        Calibration(scale=float(a), bias=float(b))
-        for a, b in zip(run.calibrator.scale, run.calibrator.bias, strict=True)
-    ]
-    domains = {
-        name: _domain(run, name, index, lines[index], float(report.domain_errors[index]))
-        for index, name in enumerate(run.schema.domains)
-    }
-    parts = {part: run.metrics[part] for part in ("valid", "test") if run.metrics.get(part)}
+    metrics = {part: run.metrics[part] for part in ("valid", "test") if run.metrics.get(part)}
+    unknown = run.part_of(run.schema.num_domains)
     return Manifest(
         name=options.name,
         model=str(run.metrics.get("model", "")),
         schema_digest=run.schema.digest,
-        domains=domains,
-        unknown_domain=UnknownDomain(policy=options.unknown_domain, graph=WHOLE, calibration=lines[-1]),
-        graphs={WHOLE: graph},
-        metrics={p: {k: v for k, v in m.items() if k != "domains"} for p, m in parts.items()},
+        domains={
+            name: _domain(run, name, index, errors[index]) for index, name in enumerate(run.schema.domains)
+        },
+        unknown_domain=UnknownDomain(
+            policy=options.unknown_domain,
+            graph=unknown.key,
+            calibration=_calibration(unknown, run.schema.num_domains),
+        ),
+        graphs=graphs,
+        metrics={p: {k: v for k, v in m.items() if k != "domains"} for p, m in metrics.items()},
         features=snapshot,
         feature_time_ms=run.prepared.feature_time_ms,
         provenance=_provenance(run),
@@ -164,20 +176,25 @@ def _manifest(
     )
 
 
-def _domain(run: RunFolder, name: str, index: int, line: Calibration, parity_error: float) -> DomainEntry:
+def _domain(run: RunFolder, name: str, index: int, parity_error: float) -> DomainEntry:
     metrics: dict[str, float | None] = {"parity_error": parity_error}
-    for part in ("valid", "test"):
-        figures: dict[str, Any] = run.metrics.get(part, {}).get("domains", {}).get(name, {})
-        metrics |= {f"{part}.{key}": figures[key] for key in DOMAIN_METRICS if key in figures}
+    for split in ("valid", "test"):
+        figures: dict[str, Any] = run.metrics.get(split, {}).get("domains", {}).get(name, {})
+        metrics |= {f"{split}.{key}": figures[key] for key in DOMAIN_METRICS if key in figures}
     valid = run.metrics.get("valid", {}).get("domains", {}).get(name, {})
+    part = run.part_of(index)
     return DomainEntry(
         index=index,
-        graph=WHOLE,
+        graph=part.key,
         num_train_rows=run.prepared.domain_rows["train"].get(name, 0),
-        calibration=line,
+        calibration=_calibration(part, index),
         mean_score=valid.get("mean_score"),
         metrics=metrics,
     )
+
+
+def _calibration(part: Part, index: int) -> Calibration:
+    return Calibration(scale=float(part.calibrator.scale[index]), bias=float(part.calibrator.bias[index]))
 
 
 def _provenance(run: RunFolder) -> Provenance:

@@ -6,6 +6,7 @@ items, the unknown domain, empty and full histories, several requests in one cal
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,14 +70,18 @@ class RowSampler:
             domain=np.full(num_requests, domain, np.int64),
         )
 
-    def golden(self, *, rows_per_domain: int = 4) -> GraphArrays:
-        """One call that holds every domain, the unknown one, unknown ids, empty and full histories."""
-        num_domains = self._schema.num_domains
-        random_users = self._random.integers(0, len(self._snapshot.user), num_domains + 1)
+    def golden(self, domains: Sequence[int], *, rows_per_domain: int = 4) -> GraphArrays:
+        """One call that holds every domain given, unknown ids, empty and full histories.
+
+        Args:
+            domains: Domain indices, D for the unknown domain; at least one.
+            rows_per_domain: Candidates of each.
+        """
+        random_users = self._random.integers(0, len(self._snapshot.user), len(domains))
         fill = self._list_fill()
         users = np.concatenate([random_users, [-1, int(np.argmin(fill)), int(np.argmax(fill))]])
-        some = int(self._random.integers(0, num_domains))
-        domain = np.concatenate([np.arange(num_domains + 1), [some, some, some]]).astype(np.int64)
+        some = int(self._random.choice(domains))
+        domain = np.asarray([*domains, some, some, some], dtype=np.int64)
         index = np.repeat(np.arange(len(users)), rows_per_domain).astype(np.int64)
         items = self._random.integers(0, len(self._snapshot.item), len(index))
         items[::11] = -1

@@ -148,7 +148,7 @@ def test_a_bundle_is_readable_by_another_user(line: Line):
 def test_verify_notices_a_damaged_file(line: Line, tmp_path: Path):
     """One flipped byte in the weights: exit status 1, the file is named."""
     command("ctr-export", "build", line.run, "--store", tmp_path)
-    weights = next(tmp_path.glob("*/graphs/weights.bin"))
+    weights = next(tmp_path.glob("*/graphs/whole.bin"))
     content = bytearray(weights.read_bytes())
     content[100] ^= 1
     weights.write_bytes(content)
@@ -158,7 +158,7 @@ def test_verify_notices_a_damaged_file(line: Line, tmp_path: Path):
     )
 
     assert done.returncode == 1
-    assert "weights.bin" in done.stderr
+    assert "whole.bin" in done.stderr
     assert "damaged" in done.stderr
 
 

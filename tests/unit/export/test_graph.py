@@ -40,7 +40,7 @@ def test_probabilities_agree_for_every_domain_and_batch_size(exported):
     """|dp| <= 1e-5 at batch 0, 1, 2, 7, 256, for every domain, unknown ids and several requests."""
     eager, entry, folder = exported
 
-    report = check_parity(eager, scorer_of(folder, entry), row_sampler(SCHEMA), num_domains=3)
+    report = check_parity(eager, scorer_of(folder, entry), row_sampler(SCHEMA), domains=range(4))
 
     assert report.max_error <= 1e-5
     assert report.num_rows == 4 * (0 + 1 + 2 + 7 + 256 + 7)
@@ -103,8 +103,8 @@ def test_a_wrong_graph_is_refused():
     eager, sampler = scoring_graph("mmoe", SCHEMA), row_sampler(SCHEMA)
 
     with pytest.raises(ParityError, match=r"domain index 0: \|dp\| .* at most 1e-05 is allowed"):
-        check_parity(eager, lambda i: torch_scores(eager, i) * 0.99, sampler, num_domains=3)
+        check_parity(eager, lambda i: torch_scores(eager, i) * 0.99, sampler, domains=range(4))
     with pytest.raises(ParityError, match=r"0 rows: scores are float32 of shape \(1,\)"):
-        check_parity(eager, lambda i: np.zeros(1, np.float32), sampler, num_domains=3)
+        check_parity(eager, lambda i: np.zeros(1, np.float32), sampler, domains=range(4))
     with pytest.raises(ParityError, match="not a probability"):
-        check_parity(eager, lambda i: torch_scores(eager, i) + 1, sampler, num_domains=3)
+        check_parity(eager, lambda i: torch_scores(eager, i) + 1, sampler, domains=range(4))
