@@ -56,7 +56,7 @@ format: $(STAMP) ## Rewrite the code in the house format
 	$(BIN)/ruff format .
 
 bench: $(STAMP) ## Cost of a request, next to the bare graph (needs a finished `make run`)
-	$(BIN)/python -m loadtests.bench_score --store $(WORK)/models --out $(WORK)/bench.json
+	$(BIN)/python -m loadtests.bench_score --store $(WORK)/models --json $(WORK)/bench.json
 
 clean: ## Remove caches and the demo's output; .venv stays
 	rm -rf $(WORK) build .mypy_cache .ruff_cache .hypothesis .import_linter_cache
