@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
+from training.clustering.config import ClusteringConfig
 from training.engine.monitor import Monitor
 from training.engine.optim import ScheduleKind, TableMethod
 from training.engine.precision import Precision
@@ -136,6 +137,7 @@ class RunConfig(Part):
     training: TrainingConfig = TrainingConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     calibration: CalibrationConfig = CalibrationConfig()
+    clustering: ClusteringConfig = ClusteringConfig()
 
     @property
     def digest(self) -> str:

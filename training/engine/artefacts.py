@@ -34,7 +34,10 @@ from training.engine.evaluate import UNKNOWN_DOMAIN, Predictions
 from training.engine.files import write_atomically, write_text
 from training.models.base import CtrModel
 from training.models.build import build_model
-from training.models.config import ModelConfig
+from training.models.config import ModelConfig, TowerConfig
+
+TOWER_TABLE = "ranker.tower_of_domain"
+"""Name in a `state_dict` of the (D + 1,) table from domain to tower, the last entry for unknown domains."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,11 @@ class RunFolder:
                 )
 
 
+def has_cluster_towers(config: ModelConfig) -> bool:
+    """Whether a model's towers go by clusters, so that its table is not the config's to say."""
+    return isinstance(config, TowerConfig) and config.towers == "clusters"
+
+
 def save_model(path: Path, model: CtrModel, *, config: ModelConfig, schema: FeatureSchema) -> str:
     """Write `model.pt`; gives the digest of the weights."""
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
@@ -136,8 +144,10 @@ def load_model(path: Path, schema: FeatureSchema) -> CtrModel:
                 f"the data has {schema.digest[:12]}"
             )
         config: ModelConfig = TypeAdapter(ModelConfig).validate_python(content["model"])
-        model = build_model(config, schema)
-        model.load_state_dict(content["state_dict"])
+        weights = content["state_dict"]
+        towers = weights[TOWER_TABLE].tolist() if has_cluster_towers(config) else None
+        model = build_model(config, schema, towers)
+        model.load_state_dict(weights)
     except (KeyError, ValidationError, RuntimeError) as error:
         raise RunError(f"{path}: not a model of this version: {error}") from error
     return model.eval()

@@ -22,6 +22,7 @@ from training.engine.average import WeightAverage
 from training.engine.batch import model_inputs, targets
 from training.engine.checkpoint import CheckpointFile
 from training.engine.errors import DivergedError, EngineError
+from training.engine.hook import LoopHook, PlainSteps
 from training.engine.monitor import EarlyStop, monitored_value
 from training.engine.optim import OptimiserSet
 from training.engine.precision import Precision, forward_precision
@@ -102,6 +103,7 @@ class TrainLoop:
         watcher: Watcher,
         device: torch.device,
         average: WeightAverage | None = None,
+        hook: LoopHook | None = None,
     ) -> None:
         """Compose the loop.
 
@@ -117,6 +119,7 @@ class TrainLoop:
             watcher: Shows progress.
             device: Where to compute.
             average: Averages dense weights for validation and the result, or None.
+            hook: Takes part in every step; None trains the model as it is.
         """
         self.model = model
         self.position = Position()
@@ -130,6 +133,7 @@ class TrainLoop:
         self._watcher = watcher
         self._device = device
         self._average = average
+        self._hook: LoopHook = hook or PlainSteps(model)
 
     def run(self) -> None:
         """Train to the end of the plan or of patience, then put the best weights into the model.
@@ -143,12 +147,18 @@ class TrainLoop:
         if not position.finished:
             self._watcher.start("train", plan.epochs * plan.batches_per_epoch)
             self._watcher.advance(position.epoch * plan.batches_per_epoch + position.batch)
-            while position.epoch < plan.epochs and not self.stop.should_stop:
+            while position.epoch < plan.epochs and not self._over:
                 self._run_epoch()
             position.finished = True
             self._log.event("finish", step=position.step, epoch=position.epoch, best_step=self.stop.best_step)
             self._save()
-        self.model.load_state_dict(self.stop.best_state)
+        if self.stop.best_state:  # none where no validation took place
+            self.model.load_state_dict(self.stop.best_state)
+            self._hook.restore_best()
+
+    @property
+    def _over(self) -> bool:
+        return self.stop.should_stop or self._hook.finished
 
     def resume(self) -> None:
         """Go on from the checkpoint.
@@ -160,6 +170,7 @@ class TrainLoop:
         self.model.load_state_dict(state["model"])
         self._optimisers.load_state_dict(state["optimisers"])
         self.stop.load_state_dict(state["stop"])
+        self._hook.load_state_dict(state["hook"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
         self.position = Position(**state["position"])
@@ -180,11 +191,11 @@ class TrainLoop:
             self._watcher.advance(note=f"loss {loss:.4f}")
             if position.batch % plan.log_every == 0:
                 self._log_loss()
-            if position.batch in plan.evaluation_batches:
+            if position.batch in plan.evaluation_batches and self._hook.judged:
                 self._evaluate()
-                if self.stop.should_stop:
-                    self._log.event("early_stop", step=position.step, best_step=self.stop.best_step)
-                    return
+            if self._over:
+                self._log.event("early_stop", step=position.step, best_step=self.stop.best_step)
+                return
             batches_done = position.epoch * plan.batches_per_epoch + position.batch
             if batches_done % plan.checkpoint_every == 0:
                 self._save()
@@ -200,9 +211,10 @@ class TrainLoop:
         position, rows = self.position, len(batch.label)
         if rows < MIN_TRAIN_ROWS:
             return math.nan
+        self._hook.before_step(position.step)
         label, weight = targets(batch, self._device)
         with forward_precision(self._plan.precision, self._device):
-            output = self.model(model_inputs(batch, self._device))
+            output = self._hook.forward(model_inputs(batch, self._device))
         loss = weighted_bce(output.logits.float(), label, weight)
         value = float((loss + output.penalty).detach())
         if not math.isfinite(value):
@@ -212,7 +224,7 @@ class TrainLoop:
                 "or lengthen the warm-up"
             )
         self._optimisers.zero_grad()
-        (loss + output.penalty).backward()
+        (loss + output.penalty).backward()  # type: ignore[no-untyped-call]
         self._optimisers.step(position.step)
         if self._average is not None:
             self._average.update()
@@ -240,6 +252,8 @@ class TrainLoop:
             best = self.stop.observe(
                 value, state=self.model.state_dict(), step=position.step, epoch=self._epochs_done()
             )
+        if best:
+            self._hook.keep_best()
         position.evaluate_s += time.perf_counter() - started
         self._log.event(
             "evaluate",
@@ -266,6 +280,7 @@ class TrainLoop:
             "model": self.model.state_dict(),
             "optimisers": self._optimisers.state_dict(),
             "stop": self.stop.state_dict(),
+            "hook": self._hook.state_dict(),
             "average": None if self._average is None else self._average.state_dict(),
             "position": asdict(self.position),
             "log_bytes": self._log.sync(),
