@@ -1,0 +1,110 @@
+"""What a lookahead costs against the training between two updates, and which mode that allows (spec E).
+
+Pure arithmetic. Unit: one multiply-add counted as 2 operations; one row through a ranker of P numbers is
+2 P, forward and backward together 6 P. Lookups count as one operation per embedded number. Reading rows,
+optimisers and validation are not counted, on either side, so the true share is lower than the estimate.
+
+Letters: D domains, n different sets of a plan, P dense parameters, I embedded width, B and E all train and
+evaluation rows of one lookahead.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from training.clustering.errors import RulesError
+
+LookaheadMode = Literal["auto", "exact", "first_order", "literal"]
+MeasuringMode = Literal["exact", "first_order", "literal"]
+
+VMAP_OVERHEAD = 1.6
+"""Cost of a row under vmapped parameters against one in a plain forward pass: batched products over small
+matrices and fresh copies of the inputs. Measured by `lookahead_bench` on one core."""
+
+
+@dataclass(frozen=True)
+class LookaheadSize:
+    """What the estimate reads.
+
+    Attributes:
+        num_domains: D.
+        num_sets: n.
+        train_rows: B.
+        eval_rows: E.
+        num_dense: P.
+        width: I.
+        interval_rows: Rows trained on between two updates.
+    """
+
+    num_domains: int
+    num_sets: int
+    train_rows: int
+    eval_rows: int
+    num_dense: int
+    width: int
+    interval_rows: int
+
+
+@dataclass(frozen=True)
+class CostEstimate:
+    """Estimated operations, and the choice made of them.
+
+    Attributes:
+        mode: What was chosen.
+        reason: Why, for the log.
+        exact: Operations of mode exact.
+        first_order: Operations of mode first_order.
+        interval: Operations of the training between two updates.
+    """
+
+    mode: MeasuringMode
+    reason: str
+    exact: float
+    first_order: float
+    interval: float
+
+    @property
+    def exact_share(self) -> float:
+        """Of the training between two updates."""
+        return self.exact / self.interval
+
+    @property
+    def first_order_share(self) -> float:
+        """Of the training between two updates."""
+        return self.first_order / self.interval
+
+
+def estimate_cost(size: LookaheadSize, *, mode: LookaheadMode, max_share: float) -> CostEstimate:
+    """Estimate both modes and choose.
+
+    `auto` takes exact where its share is at most `max_share`, else first_order; where that is too dear as
+    well, the reason says so, and fewer rows or a longer interval is the remedy.
+
+    Args:
+        size: Of the lookahead and the interval.
+        mode: What was asked for; anything but `auto` is taken as it is.
+        max_share: Share of the training between two updates that a lookahead may cost.
+
+    Raises:
+        RulesError: no rows between updates, or a share that is not positive.
+    """
+    if size.interval_rows < 1 or not max_share > 0:
+        raise RulesError(
+            f"{size.interval_rows} rows between updates and a share of {max_share}; both must be above 0"
+        )
+    D, P, width = size.num_domains, size.num_dense, size.width
+    gradients = 6.0 * P * size.train_rows
+    per_row = VMAP_OVERHEAD * 2.0 * P + 2.0 * D * width
+    lookups = 4.0 * D * width * size.eval_rows
+    exact = gradients + size.num_sets * (per_row * size.eval_rows + 2.0 * D * P) + lookups
+    first_order = gradients + 6.0 * P * size.eval_rows + 2.0 * D * D * P
+    interval = 6.0 * P * size.interval_rows
+    shares = f"exact {exact / interval:.1%}, first_order {first_order / interval:.1%} of an interval"
+    if mode != "auto":
+        return CostEstimate(mode, f"{mode} as set; {shares}", exact, first_order, interval)
+    if exact <= max_share * interval:
+        return CostEstimate(
+            "exact", f"{shares}: exact is within {max_share:.1%}", exact, first_order, interval
+        )
+    fits = "within" if first_order <= max_share * interval else "still above"
+    reason = f"{shares}: first_order, which is {fits} {max_share:.1%}"
+    return CostEstimate("first_order", reason, exact, first_order, interval)
