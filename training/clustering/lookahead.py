@@ -11,6 +11,8 @@ are bit-identical afterwards, whatever mode ran and even where it failed.
 import time
 from dataclasses import dataclass
 
+import torch
+
 from training.clustering.affinity import LookaheadGram, LookaheadLosses, LookaheadPlan
 from training.clustering.errors import MatrixError, RulesError
 from training.clustering.lookahead_cost import (
@@ -29,7 +31,7 @@ from training.clustering.lookahead_model import (
     parameter_map,
     undisturbed,
 )
-from training.clustering.lookahead_step import SGD, Preconditioner, frozen_rows
+from training.clustering.lookahead_step import SGD, DomainGradient, Preconditioner, frozen_rows
 from training.models.base import CtrModel
 
 MAX_SHARE = 0.1
@@ -136,14 +138,12 @@ def measure(
                 source, rows.train, rows.evaluation, step_size=step_size, preconditioner=preconditioner
             )
         elif estimate.mode == "exact":
-            directions = [
-                preconditioner.apply(source.of(rows.train, u), parameters) for u in range(plan.num_domains)
-            ]
+            gradients, bounded = _train_gradients(source, rows.train, preconditioner)
             delivered = exact_losses(
                 model,
                 served,
                 parameters,
-                directions,
+                [bounded.apply(g, parameters) for g in gradients],
                 rows.evaluation,
                 sets,
                 step_size=step_size,
@@ -157,7 +157,18 @@ def measure(
                 plan,
                 step_size=step_size,
                 serving=serving,
-                preconditioner=preconditioner,
+                preconditioner=_train_gradients(source, rows.train, preconditioner)[1],
                 frozen=source.frozen,
             )
     return Measured(delivered, estimate, len(sets.members), time.perf_counter() - started)
+
+
+def _train_gradients(
+    source: GradientSource, train: LabelledRows, preconditioner: Preconditioner
+) -> tuple[list[DomainGradient], Preconditioner]:
+    """Gradient of each domain, and P bounded by them."""
+    gradients = [source.of(train, u) for u in range(train.num_domains)]
+    squares = torch.zeros_like(gradients[0].dense)
+    for gradient in gradients:
+        squares += gradient.dense.square() / len(gradients)
+    return gradients, preconditioner.bounded(squares, source.parameters)

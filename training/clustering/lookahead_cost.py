@@ -8,6 +8,7 @@ Letters: D domains, n different sets of a plan, P dense parameters, I embedded w
 evaluation rows of one lookahead.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,6 +62,11 @@ class CostEstimate:
     exact: float
     first_order: float
     interval: float
+
+    def interval_rows_for(self, size: LookaheadSize, max_share: float) -> int:
+        """Rows to train on between updates for the chosen mode to cost `max_share` of it; not for literal."""
+        cost = self.exact if self.mode == "exact" else self.first_order
+        return math.ceil(cost / (max_share * 6.0 * size.num_dense))
 
     @property
     def exact_share(self) -> float:

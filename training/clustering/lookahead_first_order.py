@@ -61,7 +61,7 @@ def first_order_gram(
         train: B_u of each domain.
         evaluation: E_v of each domain.
         step_size: eta.
-        preconditioner: P.
+        preconditioner: P; bounded by the first block's gradients, see `Preconditioner.bounded`.
         max_numbers: Bound on the dense numbers of a block of train gradients, and of table rows.
     """
     D = train.num_domains
@@ -72,6 +72,8 @@ def first_order_gram(
     eval_tables: list[dict[str, TableRows]] = []
     for first in range(0, D, block):
         dense, tables = _stacked(source, train, range(first, min(D, first + block)))
+        if first == 0:
+            preconditioner = preconditioner.bounded(dense.square().mean(dim=0), source.parameters)
         train_tables += tables
         for start in range(0, D, EVAL_GROUP):
             group = range(start, min(D, start + EVAL_GROUP))
@@ -162,7 +164,7 @@ class _Joined:
 def _unique(rows: Tensor) -> Tensor:
     """Ascending, without repeats."""
     ascending = rows.sort().values
-    return torch.unique_consecutive(ascending)  # type: ignore[no-any-return, no-untyped-call]
+    return torch.unique_consecutive(ascending)  # type: ignore[no-any-return]
 
 
 def _joined(parts: Sequence[TableRows | None]) -> _Joined | None:

@@ -8,7 +8,7 @@ Letters: D domains, P dense parameters, U touched rows of a table, H its width.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -16,10 +16,19 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from training.clustering.errors import MatrixError
-from training.clustering.lookahead_model import LabelledRows, ParameterMap, ServedRows, mean_loss
+from training.clustering.lookahead_model import (
+    LabelledRows,
+    ParameterMap,
+    ServedRows,
+    mean_loss,
+    unflatten,
+)
 from training.engine.optim import RowwiseAdagrad
 from training.models.base import CtrModel
 from training.models.embedding import EmbeddingBank
+
+MIN_MOMENT_RATIO = 0.01
+"""Least v of a dense parameter as a share of the mean squared gradient of the domains at hand."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,17 +90,19 @@ def frozen_rows(model: CtrModel, max_rows: int | None) -> FrozenRows:
 
 @dataclass(frozen=True, eq=False)
 class SecondMoment:
-    """What an adaptive optimiser knows of one parameter; P = 1 / (sqrt(value / correction) + eps).
+    """What an adaptive optimiser knows of one parameter; P = 1 / (sqrt(max(v_hat, floor)) + eps).
 
     Attributes:
-        value: As the parameter, or (rows,) for one number per table row.
+        value: v, as the parameter, or (rows,) for one number per table row; v_hat = v / correction.
         correction: 1 - beta2^step; 1 for a sum.
         eps: Of the optimiser.
+        floor: As `value`, or 0; see `Preconditioner.bounded`.
     """
 
     value: Tensor
     correction: float
     eps: float
+    floor: Tensor | float = 0.0
 
     def factor(self, rows: Tensor | None = None) -> Tensor:
         """P of the whole parameter, or of some of its rows.
@@ -99,8 +110,9 @@ class SecondMoment:
         0 where training has seen no gradient yet: there the formula gives 1 / eps, a step no optimiser takes.
         """
         value = self.value if rows is None else self.value.index_select(0, rows)
-        scale = (value / self.correction).sqrt()
-        return torch.where(scale > 0, 1.0 / (scale + self.eps), torch.zeros_like(scale))
+        floor = torch.as_tensor(self.floor, dtype=value.dtype, device=value.device)
+        scale = torch.maximum(value / self.correction, floor).sqrt()
+        return torch.where(value > 0, 1.0 / (scale + self.eps), torch.zeros_like(scale))
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +128,28 @@ class Preconditioner:
         factors = [self.dense_factor(name, p).reshape(-1) for name, p in parameters.dense.items()]
         tables = {name: self.apply_table(name, touched) for name, touched in gradient.tables.items()}
         return DomainGradient(gradient.loss, gradient.dense * torch.cat(factors), tables)
+
+    def bounded(self, mean_squares: Tensor, parameters: ParameterMap) -> "Preconditioner":
+        """Keep P from blowing up where the lookahead sees a gradient that training does not.
+
+        A bias before batch normalisation has no gradient in training, only rounding, but has one in
+        evaluation mode; 1 / sqrt(v) would then throw it 1e8 times too far. v of dense parameters is
+        therefore taken as at least `MIN_MOMENT_RATIO` of the domains' mean squared gradient (ours, not in
+        the paper). Linear in the gradients as before.
+
+        Args:
+            mean_squares: (P,) mean of g_u^2 over domains.
+            parameters: What the vector is made of.
+        """
+        if self.moments is None:
+            return self
+        floors = unflatten(MIN_MOMENT_RATIO * mean_squares, parameters.dense)
+        return Preconditioner(
+            {
+                name: replace(moment, floor=floors[name]) if name in floors else moment
+                for name, moment in self.moments.items()
+            }
+        )
 
     def dense_factor(self, name: str, parameter: Tensor) -> Tensor:
         """Factors of one dense parameter, in its shape; ones for SGD."""
@@ -137,6 +171,7 @@ class Preconditioner:
 
 
 SGD = Preconditioner()
+"""P = 1."""
 
 
 def adaptive_preconditioner(model: CtrModel, optimisers: Sequence[Optimizer]) -> Preconditioner:

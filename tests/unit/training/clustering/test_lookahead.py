@@ -209,7 +209,7 @@ def test_frozen_encoders_are_not_perturbed():
 
 @pytest.mark.parametrize("name", CLUSTER_MODELS)
 def test_first_order_is_the_derivative_of_exact(name: str):
-    """eta g_u . g'_v is the fall of L_v at small eta, tables included."""
+    """Step size times g_u . g'_v is the fall of L_v at small eta, tables included."""
     model, eta = make_model(name), 1e-5
     exact = losses(model, "exact", step_size=eta)
     gram = gram_of(model, eta)
