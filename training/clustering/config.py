@@ -48,8 +48,10 @@ class ClusteringConfig(BaseModel):
         update_interval: Steps between updates.
         max_updates: Updates of an end-to-end run at most; null for as many as the run holds.
         cluster_updates: Updates of `ctr-train cluster`.
-        mode: Of the lookahead: `exact` steps, `first_order` reads gradients; `auto` goes by the domains.
-        first_order_from: Measured domains from which `auto` means first_order.
+        mode: Of the lookahead: `exact` steps, `first_order` reads gradients; `auto` goes by the cost.
+        max_overhead_ratio: Share of training that `auto` may spend on lookaheads.
+        step_method: Whether the lookahead's step is scaled like the optimiser's (`adaptive`) or not (`sgd`).
+        frozen_rows: Encoders with more rows than this stand still in the lookahead; null freezes none.
         step_size: eta of the lookahead's step; null takes the dense learning rate.
         step_rows: Rows of B_u, the step of a domain.
         eval_rows: Rows of E_v at most, held out of the train split by domain.
@@ -89,7 +91,9 @@ class ClusteringConfig(BaseModel):
     cluster_updates: PositiveInt = 5
 
     mode: Mode = "auto"
-    first_order_from: PositiveInt = 100
+    max_overhead_ratio: PositiveFloat = 0.1
+    step_method: Literal["adaptive", "sgd"] = "adaptive"
+    frozen_rows: PositiveInt | None = None
     step_size: PositiveFloat | None = None
     step_rows: PositiveInt = 256
     eval_rows: PositiveInt = 256

@@ -11,6 +11,14 @@
     metrics.json         the run's figures
     report.html          the same for people
 
+A run with clusters also has
+
+    clusters/            assignment.json, matrices.npz, state.npz, choice.json, report.html
+
+and a run of version `split` one run folder per cluster in place of model.pt:
+
+    cluster-0/, ...      all of the above for one cluster, with cluster.json: which domains it serves
+
 Invariant: every file is written whole; `metrics.json` comes after all it speaks of, so a folder that has it
 is a finished run.
 """
@@ -91,6 +99,28 @@ class RunFolder:
         """The figures for people."""
         return self.root / "report.html"
 
+    @property
+    def clusters(self) -> Path:
+        """Folder of the clusters."""
+        return self.root / "clusters"
+
+    @property
+    def cluster(self) -> Path:
+        """Which cluster the run is of, where it is one of several."""
+        return self.root / "cluster.json"
+
+    def part(self, cluster: int) -> "RunFolder":
+        """The run of one cluster."""
+        return RunFolder(self.root / f"cluster-{cluster}")
+
+    @property
+    def parts(self) -> tuple["RunFolder", ...]:
+        """The runs of all clusters, in order; none in a run of one model."""
+        found: list[RunFolder] = []
+        while (part := self.part(len(found))).root.is_dir():
+            found.append(part)
+        return tuple(found)
+
     def predictions(self, split: str) -> Path:
         """Scores of one split."""
         return self.root / "predictions" / f"{split}.parquet"
@@ -103,10 +133,12 @@ class RunFolder:
         """
         if not self.root.is_dir():
             raise RunError(f"{self.root}: no such run folder")
-        for path in (self.config, self.model, self.calibration, self.metrics):
+        models = tuple(part.model for part in self.parts) or (self.model,)
+        for path in (self.config, *models, self.calibration, self.metrics):
             if not path.is_file():
                 raise RunError(
-                    f"{self.root}: not a finished run, {path.name} is missing; go on with --resume"
+                    f"{self.root}: not a finished run, {path.relative_to(self.root)} is missing; "
+                    "go on with --resume"
                 )
 
 

@@ -1,43 +1,51 @@
-"""One training run from config to run folder.
+"""A training run: which models on which rows, by the version of the clustering part of its config.
 
-The only place of the engine where the config is read: it builds model, optimisers, loop and calibrator from
-flat arguments, runs them, and writes the artefacts listed in `artefacts.py`. Invariant: with equal config,
-data, seed and number of threads on one machine, a run that was killed and resumed ends with the bits of an
-unbroken one.
+    none         one model on all rows
+    end_to_end   one model whose domains are re-clustered while it trains
+    two_stage    clusters first, then one model with a tower per cluster
+    split        clusters first, then one model per cluster (`split.py`)
+
+Invariant: whatever the version, a run that was killed and goes on ends with the bits of an unbroken one.
 """
 
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from __future__ import annotations
+
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from training.clustering.assignment import ClusterAssignment, save_assignment
+from training.clustering.cdc import CdcSteps
+from training.clustering.cluster_run import (
+    Job,
+    LookaheadMaker,
+    cdc_steps,
+    choose_clusters,
+    find_clusters,
+    first_towers,
+    model_lookahead,
+    save_clusters,
+)
 from training.config import RunConfig, load_config
-from training.data.dataset import Batch, RowReader
 from training.data.prepared import PreparedDataset
-from training.engine.artefacts import RunFolder, load_model, save_json, save_model, save_predictions
-from training.engine.average import WeightAverage
-from training.engine.calibrate import GLOBAL_ONLY, Calibrator, fit_calibrator, identity_calibrator
-from training.engine.checkpoint import CheckpointFile
+from training.engine.artefacts import RunFolder, has_cluster_towers, load_model
+from training.engine.calibrate import Calibrator
 from training.engine.errors import RunError
-from training.engine.evaluate import Predictions, evaluate_scores, predict
-from training.engine.files import write_text
-from training.engine.loop import Plan, TrainLoop
-from training.engine.monitor import EarlyStop
-from training.engine.optim import OptimiserSet, Schedule, build_optimisers
-from training.engine.platt import sigmoid
-from training.engine.seed import seed_everything
-from training.metrics import Evaluation
+from training.engine.optim import OptimiserSet
+from training.engine.run import (
+    EVALUATED_SPLITS,
+    RunResult,
+    measured,
+    pick_device,
+    predict_split,
+    refuse_taken,
+    train_model,
+)
+from training.engine.split import cluster_rows, evaluate_split, train_split
 from training.models.base import CtrModel
-from training.models.build import build_model
 from training.track import Quiet, RunLog, Watcher
-
-EVALUATED_SPLITS = ("valid", "test")
 
 __all__ = [
     "EVALUATED_SPLITS",
@@ -47,20 +55,8 @@ __all__ = [
     "pick_device",
     "predict_split",
     "run_training",
+    "tower_table",
 ]
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a finished run is judged by.
-
-    Attributes:
-        folder: Where everything lies.
-        metrics: The content of `metrics.json`.
-    """
-
-    folder: RunFolder
-    metrics: dict[str, Any]
 
 
 def run_training(
@@ -70,6 +66,7 @@ def run_training(
     *,
     resume: bool = False,
     watcher: Watcher | None = None,
+    make_lookahead: LookaheadMaker = model_lookahead,
 ) -> RunResult:
     """Train, calibrate, evaluate, and fill a run folder.
 
@@ -79,65 +76,56 @@ def run_training(
         out: The run folder.
         resume: Go on from the folder's checkpoint, where there is one.
         watcher: Shows progress.
+        make_lookahead: How effects between domains are measured, where clusters are found.
 
     Raises:
-        RunError: The folder holds a run and `resume` is not set, or a split is empty.
+        RunError: The folder holds a run and `resume` is not set, a split is empty, or the model's towers do
+            not go with the clustering version.
         EngineError: Training diverged, a checkpoint is unusable, or calibration is impossible.
+        ClusteringError: Clusters cannot be found.
         SchemaError: The model config names what the schema lacks.
     """
-    folder = RunFolder(out)
-    watcher = watcher or Quiet()
-    _check_splits(prepared)
-    _claim(folder, config, prepared, resume=resume)
-    if config.training.num_threads is not None:
-        torch.set_num_threads(config.training.num_threads)
-    device = pick_device(config.training.device)
-    seed_everything(config.training.seed)
-    identity = {"config": config.digest, "data": prepared.data_digest, "schema": prepared.schema.digest}
-    checkpoint = CheckpointFile(folder.checkpoint, identity=identity)
-    going_on = resume and checkpoint.exists()
-    # The log is cut to what the checkpoint knows of, once that is read.
-    with RunLog(folder.log, keep=going_on) as log:
-        loop = _build_loop(config, prepared, checkpoint=checkpoint, log=log, watcher=watcher, device=device)
-        if going_on:
-            loop.resume()
-            watcher.say(f"going on from step {loop.position.step}")
-        else:
-            log.event("start", name=config.name, **identity)
-        loop.run()
-        metrics = _finish(config, prepared, folder, loop=loop, watcher=watcher, device=device)
-        log.event("metrics", **_headline(metrics))
-    return RunResult(folder, metrics)
+    job = Job(config, prepared, make_lookahead, resume=resume, watcher=watcher or Quiet())
+    version = config.clustering.version
+    _check_towers(config)
+    if not resume:
+        refuse_taken(RunFolder(out))
+    if version == "none":
+        return train_model(config, prepared, out, resume=resume, watcher=watcher)
+    if version == "end_to_end":
+        return _end_to_end(job, out)
+    assignment = find_clusters(job, RunFolder(out).clusters)
+    if config.clustering.assignment is not None:
+        save_assignment(RunFolder(out).clusters, assignment)
+    if version == "split":
+        return train_split(config, prepared, out, assignment, resume=resume, watcher=job.watcher)
+    return train_model(
+        config,
+        prepared,
+        out,
+        resume=resume,
+        watcher=watcher,
+        towers=tower_table(assignment, prepared.schema.domains),
+        identity={"clusters": assignment.digest},
+        on_trained=lambda: {"clustering": summary(config, assignment)},
+    )
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of that name; `auto` is CUDA where there is one.
-
-    Raises:
-        RunError: CUDA was asked for and there is none.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise RunError("training.device is cuda, but torch sees no CUDA device")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+def tower_table(assignment: ClusterAssignment, domains: tuple[str, ...]) -> list[int]:
+    """(D + 1,) tower of each domain; that of the default cluster for a domain not listed and the unknown."""
+    return [*(assignment.cluster_of(name) for name in domains), assignment.default_cluster]
 
 
-def predict_split(
-    model: CtrModel,
-    prepared: PreparedDataset,
-    split: str,
-    *,
-    batch_size: int,
-    device: torch.device,
-    watcher: Watcher | None = None,
-) -> Predictions:
-    """Score all rows of a split in the reader's order."""
-    watcher = watcher or Quiet()
-    reader = RowReader(prepared, split)
-    watcher.start(f"score {split}", reader.num_rows)
-    batches = reader.batches(batch_size, seed=0, epoch=0, shuffle=False)
-    return predict(model, batches, device=device, on_rows=watcher.advance)
+def summary(config: RunConfig, assignment: ClusterAssignment) -> dict[str, Any]:
+    """What `metrics.json` says of the clusters."""
+    return {
+        "version": config.clustering.version,
+        "method": assignment.method,
+        "num_clusters": assignment.num_clusters,
+        "num_updates": assignment.num_updates,
+        "sizes": [len(names) for names in assignment.targets],
+        "assignment": assignment.digest,
+    }
 
 
 def evaluate_run(run: Path, split: str, *, watcher: Watcher | None = None) -> dict[str, Any]:
@@ -158,177 +146,55 @@ def evaluate_run(run: Path, split: str, *, watcher: Watcher | None = None) -> di
     folder.require_finished()
     prepared = PreparedDataset.open(folder.prepared)
     config = load_config(folder.config)
-    model = load_model(folder.model, prepared.schema)
-    rows = predict_split(
-        model,
-        prepared,
-        split,
-        batch_size=config.training.eval_batch_size,
-        device=torch.device("cpu"),
-        watcher=watcher,
-    )
-    scores = Calibrator.load(folder.calibration).apply(rows.logit, rows.domain)
-    return dict(_measure(rows, scores, prepared).to_json_dict())
-
-
-def _check_splits(prepared: PreparedDataset) -> None:
-    for split in ("train", *EVALUATED_SPLITS):
-        if RowReader(prepared, split).num_rows == 0:
-            raise RunError(f"{prepared.path}: split '{split}' has no rows; a run needs train, valid and test")
-
-
-def _claim(folder: RunFolder, config: RunConfig, prepared: PreparedDataset, *, resume: bool) -> None:
-    """Make the folder this run's own."""
-    if not resume and (folder.config.exists() or folder.checkpoint.exists()):
-        raise RunError(
-            f"{folder.root}: already holds a run; pass --resume to go on, or choose another folder"
-        )
-    if resume and folder.checkpoint.exists():
-        return  # whether it is this run is for the checkpoint's identity to say
-    folder.metrics.unlink(missing_ok=True)  # a folder with metrics is a finished run
-    write_text(folder.config, config.to_yaml())
-    write_text(folder.schema, prepared.schema.model_dump_json(indent=2) + "\n")
-
-
-def _build_loop(
-    config: RunConfig,
-    prepared: PreparedDataset,
-    *,
-    checkpoint: CheckpointFile,
-    log: RunLog,
-    watcher: Watcher,
-    device: torch.device,
-) -> TrainLoop:
-    settings = config.training
-    model = build_model(config.model, prepared.schema).to(device)
-    reader = RowReader(prepared, "train")
-    plan = Plan(
-        epochs=settings.epochs,
-        batches_per_epoch=reader.num_batches(settings.batch_size),
-        evaluations_per_epoch=settings.evaluations_per_epoch,
-        checkpoint_every=settings.checkpoint_every_batches,
-        log_every=settings.log_every_batches,
-        precision=settings.precision,
-    )
-
-    def read(epoch: int, start_batch: int) -> Iterator[Batch]:
-        return reader.batches(
-            settings.batch_size, seed=settings.seed, epoch=epoch, shuffle=True, start_batch=start_batch
-        )
-
-    def validate() -> Evaluation:
-        rows = predict_split(model, prepared, "valid", batch_size=settings.eval_batch_size, device=device)
-        return _measure(rows, sigmoid(rows.logit), prepared)
-
-    decay = settings.ema_decay
-    return TrainLoop(
-        model=model,
-        optimisers=_optimisers(config, model, total_steps=plan.epochs * plan.batches_per_epoch),
-        read=read,
-        validate=validate,
-        stop=EarlyStop(monitor=settings.monitor, patience=settings.patience),
-        plan=plan,
-        checkpoint=checkpoint,
-        log=log,
-        watcher=watcher,
-        device=device,
-        average=None if decay is None else WeightAverage(model.dense_parameters(), decay=decay),
-    )
-
-
-def _optimisers(config: RunConfig, model: CtrModel, *, total_steps: int) -> OptimiserSet:
-    settings = config.optimiser
-    return build_optimisers(
-        dense=model.dense_parameters(),
-        tables=model.tables(),
-        dense_lr=settings.dense.lr,
-        weight_decay=settings.dense.weight_decay,
-        table_method=settings.tables.type,
-        table_lr=settings.tables.lr,
-        schedule=Schedule(
-            kind=settings.schedule.type,
-            warmup_steps=settings.schedule.warmup_steps,
-            total_steps=total_steps,
-            final_ratio=settings.schedule.final_ratio,
-        ),
-    )
-
-
-def _finish(
-    config: RunConfig,
-    prepared: PreparedDataset,
-    folder: RunFolder,
-    *,
-    loop: TrainLoop,
-    watcher: Watcher,
-    device: torch.device,
-) -> dict[str, Any]:
-    """Write everything that follows from the best weights; gives the content of `metrics.json`."""
-    started = time.perf_counter()
-    weights = save_model(folder.model, loop.model, config=config.model, schema=prepared.schema)
     size = config.training.eval_batch_size
-    predictions = {
-        split: predict_split(loop.model, prepared, split, batch_size=size, device=device, watcher=watcher)
-        for split in EVALUATED_SPLITS
-    }
-    calibrator = _calibrator(config, predictions["valid"], prepared)
-    calibrator.save(folder.calibration)
-    metrics: dict[str, Any] = {"raw": {}}
-    oracle: dict[str, Any] = {}
-    for split, rows in predictions.items():
-        scores = calibrator.apply(rows.logit, rows.domain)
-        save_predictions(folder.predictions(split), rows, scores, domain_names=prepared.schema.domains)
-        metrics[split] = _measure(rows, scores, prepared).to_json_dict()
-        metrics["raw"][split] = _measure(rows, sigmoid(rows.logit), prepared).to_json_dict()
-        if rows.knows_truth:
-            oracle[split] = _measure(rows, rows.true_probability, prepared).to_json_dict()
-    if oracle:
-        metrics["oracle"] = oracle
-    position = loop.position
-    metrics |= {
-        "name": config.name,
-        "model": config.model.type,
-        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seed": config.training.seed,
-        "best_epoch": loop.stop.best_epoch,
-        "best_step": loop.stop.best_step,
-        "steps": position.step,
-        "seconds": round(position.train_s + position.evaluate_s + time.perf_counter() - started, 3),
-        "train_s": round(position.train_s, 3),
-        "rows_per_s": round(position.rows / position.train_s, 1) if position.train_s else 0.0,
-        "digests": {
-            "config": config.digest,
-            "data": prepared.data_digest,
-            "schema": prepared.schema.digest,
-            "weights": weights,
-        },
-    }
-    save_json(folder.metrics, metrics)
-    return metrics
+    if folder.parts:
+        return evaluate_split(folder, prepared, split, batch_size=size, watcher=watcher)
+    if folder.cluster.is_file():
+        prepared = cluster_rows(folder, prepared)
+    model = load_model(folder.model, prepared.schema)
+    device = torch.device("cpu")
+    rows = predict_split(model, prepared, split, batch_size=size, device=device, watcher=watcher)
+    scores = Calibrator.load(folder.calibration).apply(rows.logit, rows.domain)
+    return dict(measured(rows, scores, prepared).to_json_dict())
 
 
-def _calibrator(config: RunConfig, valid: Predictions, prepared: PreparedDataset) -> Calibrator:
-    settings = config.calibration
-    if settings.method == "none":
-        return identity_calibrator(prepared.schema.domains)
-    return fit_calibrator(
-        logits=valid.logit,
-        labels=valid.label,
-        domains=valid.domain,
-        users=valid.user_code,
-        domain_names=prepared.schema.domains,
-        strengths=(*settings.strengths, *([GLOBAL_ONLY] if settings.global_only else [])),
-        num_folds=settings.num_folds,
-        seed=config.training.seed,
+def _check_towers(config: RunConfig) -> None:
+    version = config.clustering.version
+    by_cluster = has_cluster_towers(config.model)
+    if version == "none" and by_cluster:
+        raise RunError(
+            "model.towers is clusters, but clustering.version is none; set it to end_to_end, two_stage "
+            "or split"
+        )
+    if version in ("end_to_end", "two_stage") and not by_cluster:
+        raise RunError(f"clustering.version {version} needs a model with towers: clusters")
+
+
+def _end_to_end(job: Job, out: Path) -> RunResult:
+    config, prepared = job.config, job.prepared
+    folder = RunFolder(out)
+    rows = job.rows()
+    num_clusters = choose_clusters(job, folder.clusters, rows)
+    make = cdc_steps(job, rows, num_clusters)
+    made: list[CdcSteps] = []
+
+    def make_hook(model: CtrModel, optimisers: OptimiserSet, log: RunLog, watcher: Watcher) -> CdcSteps:
+        made.append(make(model, optimisers, log, watcher))
+        return made[-1]
+
+    def on_trained() -> Mapping[str, Any]:
+        assignment = save_clusters(job, folder.clusters, rows, made[-1].state)
+        return {"clustering": summary(config, assignment)}
+
+    return train_model(
+        config,
+        prepared,
+        out,
+        resume=job.resume,
+        watcher=job.watcher,
+        towers=first_towers(prepared.schema.num_domains, num_clusters),
+        trained_on=job.trained_on(rows),
+        make_hook=make_hook,
+        identity={"num_clusters": str(num_clusters)},
+        on_trained=on_trained,
     )
-
-
-def _measure(rows: Predictions, scores: NDArray[np.float64], prepared: PreparedDataset) -> Evaluation:
-    return evaluate_scores(
-        rows, scores, domain_names=prepared.schema.domains, train_rows=prepared.domain_rows["train"]
-    )
-
-
-def _headline(metrics: dict[str, Any]) -> dict[str, float]:
-    names = ("total_auc", "domain_auc", "gauc", "logloss", "ece")
-    return {f"{split}_{name}": metrics[split][name] for split in EVALUATED_SPLITS for name in names}

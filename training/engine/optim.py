@@ -88,6 +88,11 @@ class OptimiserSet:
         self._base = [[group["lr"] for group in o.param_groups] for o in self._optimisers]
         self._schedule = schedule
 
+    @property
+    def optimisers(self) -> tuple[Optimizer, ...]:
+        """Dense first, then tables."""
+        return tuple(self._optimisers)
+
     def zero_grad(self) -> None:
         """Drop all gradients."""
         for optimiser in self._optimisers:
