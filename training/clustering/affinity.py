@@ -1,4 +1,4 @@
-"""Affinity matrices MI, MH and MT from what a lookahead measured (spec A3, A8, E).
+"""Affinity matrices MI, MH and MT from what a lookahead measured.
 
 A lookahead is handed a `LookaheadPlan` and delivers either `LookaheadLosses` (mode exact: losses after each
 step) or `LookaheadGram` (mode first_order: inner products of gradients). Here they become relative gains,
@@ -18,7 +18,7 @@ from training.clustering.arrays import BoolArray, FloatArray, IntArray, as_finit
 from training.clustering.errors import MatrixError, RulesError
 
 MhScale = Literal["none", "size"]
-"""`size` multiplies row u of MH by |M_u|, because MH shrinks like 1/|M_u| (spec F)."""
+"""`size` multiplies row u of MH by |M_u|, because MH shrinks like 1/|M_u|."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,7 @@ class Affinities:
 
 
 def loss_floor(base: FloatArray, shares: FloatArray, ratio: float) -> float:
-    """Floor e of spec A8: `ratio` times the global loss, so that a tiny L_v does not blow its gain up.
+    """Floor e: `ratio` times the global loss, so that a tiny L_v does not blow its gain up.
 
     Args:
         base: (D,) L_v.
@@ -195,5 +195,5 @@ def _positive(name: str, losses: FloatArray) -> FloatArray:
 
 
 def smoothed(old: FloatArray | None, new: FloatArray, history_weight: float) -> FloatArray:
-    """Mix alpha old + (1 - alpha) new; `new` itself where there is no history (spec A3)."""
+    """Mix alpha old + (1 - alpha) new; `new` itself where there is no history."""
     return new if old is None else history_weight * old + (1 - history_weight) * new

@@ -4,7 +4,7 @@ Reads MT (R, D): relative gain of every domain after one step on each of R rando
 (D, D). Invariant: MC is symmetric, finite, with a diagonal of exactly 0; `depcon` lies in [0, pi/2],
 `cosine` and `signed` in [0, pi].
 
-`depcon` is the dependence contribution kernel (Markham et al. 2022, as CDC calls it; spec A4). It is not
+`depcon` is the dependence contribution kernel (Markham et al. 2022, as CDC calls it). It is not
 positive definite, so kappa exceeds 1 for real and the clip is part of the definition. Two exact groups, two
 domains, or any strong anti-alignment give distance 0; then `signed` stands in, with a warning.
 """
@@ -22,10 +22,10 @@ DistanceKind = Literal["depcon", "cosine", "signed"]
 DISTANCE_KINDS: tuple[DistanceKind, ...] = ("depcon", "cosine", "signed")
 
 MIN_TREATMENTS = 2
-"""Treatments that must tell domains apart (spec A4, fact 5)."""
+"""Treatments that must tell domains apart."""
 
 MAX_CLIPPED_RATIO = 0.5
-"""Share of clipped off-diagonal kappa above which `signed` takes over (spec A4)."""
+"""Share of clipped off-diagonal kappa above which `signed` takes over."""
 
 _SAME = 1e-12
 
@@ -69,7 +69,7 @@ def informative_treatments(MT: FloatArray) -> FloatArray:
 
 
 def centred_spacing(row: FloatArray) -> FloatArray:
-    """Z of one treatment (spec A4): doubly centred |MT[u] - MT[v]| over its mean.
+    """Z of one treatment: doubly centred |MT[u] - MT[v]| over its mean.
 
     Args:
         row: (D,) gains of one treatment, not all equal.
@@ -104,7 +104,7 @@ def dependence_gram(MT: FloatArray) -> FloatArray:
 
 
 def dependence_gamma(gram: FloatArray, num_treatments: int) -> FloatArray:
-    """Un-normalised kernel gamma = G^2 - 2G + sqrt(R), entrywise (spec A4), at least sqrt(R) - 1."""
+    """Un-normalised kernel gamma = G^2 - 2G + sqrt(R), entrywise, at least sqrt(R) - 1."""
     gamma: FloatArray = gram**2 - 2 * gram + np.sqrt(num_treatments)
     return gamma
 
@@ -132,7 +132,7 @@ def causal_distance(
     Args:
         treatments: MT (R, D) relative gains, rows treatments, columns domains.
         kind: `depcon` (the paper), `cosine` of the columns (the paper's ablation without causality), or
-            `signed` (ours, spec A4: the centred Gram matrix without the squaring).
+            `signed` (ours: the centred Gram matrix without the squaring).
         fallback: Whether `signed` stands in when `depcon` tells nothing apart: every off-diagonal distance
             0, or more than half of the off-diagonal kappa clipped. False only to reproduce the paper.
 

@@ -1,8 +1,8 @@
-"""CDC as part of training: warm-up with the mean of the towers, then updates of the clusters (spec A2).
+"""CDC as part of training: warm-up with the mean of the towers, then updates of the clusters.
 
 `CdcSteps` is a hook of the training loop. Reads the model through a lookahead, writes its table from domain
 to tower. Invariants: no update touches a weight, an optimiser or the random state; the clusters that training
-ends with are those of the best weights (spec A11, 15); a run that goes on from a checkpoint is exact.
+ends with are those of the best weights; a run that goes on from a checkpoint is exact.
 """
 
 from __future__ import annotations

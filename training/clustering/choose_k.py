@@ -7,8 +7,8 @@ Rule. A K is stable where K-means finds nearly the same clusters from other trea
 index between the clusters of MT and those of MT with its rows drawn anew (bootstrap). Among the K whose
 stability is within `tolerance` of the best, those whose silhouette on MC is within `tolerance` of the best of
 them; of these the lowest K, because every cluster costs a tower and divides the rows. The paper gives no rule
-and tests 2 to 5 only; 2 is left out, because depcon cannot see two groups (spec A4, fact 4). The gain per
-source is evidence for the reader and takes no part: a sum of J favours large S_k (spec A7).
+and tests 2 to 5 only; 2 is left out, because depcon cannot see two groups. The gain per
+source is evidence for the reader and takes no part: a sum of J favours large S_k.
 """
 
 import warnings

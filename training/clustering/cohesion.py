@@ -1,4 +1,4 @@
-"""Cohesion of a set of domains and the interaction coefficient lambda (spec A5).
+"""Cohesion of a set of domains and the interaction coefficient lambda.
 
 Reads MC (D, D), symmetric with a zero diagonal. Invariant: lambda is in [0, 1] and never NaN. A high c_S
 means LESS cohesive. Lambda reacts only to how far v lies from S compared with the members of S among
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from training.clustering.arrays import FloatArray, IntArray
 
 InteractionRule = Literal["paper", "code"]
-"""`paper` is the product's; `code` is the authors' snapshot, kept to compare (spec A11, row 2)."""
+"""`paper` is the product's; `code` is the authors' snapshot, kept to compare."""
 
 
 def interaction(
@@ -22,7 +22,7 @@ def interaction(
 ) -> FloatArray:
     """Interaction coefficient lambda(v|S) = min(1, |S| s_v / (2 tot)).
 
-    Conventions the paper omits (spec A5): |S| = 1 gives 0; tot = 0 gives 0.5 where s_v = 0, else 1.
+    Conventions the paper omits: |S| = 1 gives 0; tot = 0 gives 0.5 where s_v = 0, else 1.
 
     Args:
         size: |S|, at least 1.
@@ -85,7 +85,7 @@ def cohesion(MC: FloatArray, members: IntArray) -> Cohesion:
 
 
 def prior_preference(MC: FloatArray, shares: FloatArray, first_sources: IntArray) -> FloatArray:
-    """P(u|k) = (1 - 2 lambda(u|S_k^0)) sqrt(w_u) (spec A5).
+    """P(u|k) = (1 - 2 lambda(u|S_k^0)) sqrt(w_u).
 
     Args:
         MC: (D, D) of this update.

@@ -15,7 +15,6 @@ Letters: D domains of the schema, m measured ones, n train rows.
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
@@ -28,6 +27,7 @@ from training.data.dataset import Batch, RowReader
 from training.data.prepared import PreparedDataset
 from training.data.row_files import Rows
 from training.engine.batch import model_inputs, targets
+from training.engine.row_view import domain_column
 
 HELD_OUT_SHARE = 0.05
 MOST_HELD_OUT = 0.2
@@ -41,7 +41,7 @@ class RowCounts:
         train: Most rows of B_u.
         evaluation: Most rows of E_v.
         updates_per_pass: Updates whose rows are gathered together.
-        min_train: A domain with fewer rows to step on is not measured (spec A8).
+        min_train: A domain with fewer rows to step on is not measured.
         min_evaluation: A domain with fewer held-out rows is not measured.
 
     Raises:
@@ -67,17 +67,6 @@ class RowPicker(RowReader):
     def group_starts(self) -> IntArray:
         """(groups + 1,) first position of each row group, and the number of rows."""
         return np.concatenate([[0], np.cumsum(self._file.group_rows, dtype=np.int64)]).astype(np.int64)
-
-    def domains(self) -> NDArray[np.int32]:
-        """(n,) domain index of every row; only this column is read."""
-        file = pq.ParquetFile(self.prepared.path / "rows" / f"{self.split}.parquet")
-        with file:
-            return np.concatenate(
-                [
-                    file.read_row_group(group, columns=["domain"]).column("domain").to_numpy()
-                    for group in range(file.metadata.num_row_groups)
-                ]
-            ).astype(np.int32)
 
     def pick(self, positions: IntArray) -> Batch:
         """Rows at ascending positions without repeats, in one pass over the row groups that hold them."""
@@ -122,7 +111,7 @@ class DomainRows:
         self._picker = RowPicker(prepared, "train")
         self._seed, self._device = seed, device
         self._counts = counts = counts or RowCounts()
-        domains = self._picker.domains()
+        domains = domain_column(prepared, "train")
         D = prepared.schema.num_domains
         self._held = hold_out(domains, D, seed=seed, wanted=counts.evaluation)
         self._num_rows = len(domains)

@@ -1,4 +1,4 @@
-"""Gain J: what training on some domains does for others, blending isolated and joint affinity (spec A5).
+"""Gain J: what training on some domains does for others, blending isolated and joint affinity.
 
 Reads the three matrices of an update. Invariant: every J is finite, because the matrices are checked once.
 """

@@ -1,4 +1,4 @@
-"""The first clusters: K-means on the rows of MC (spec A2, A8).
+"""The first clusters: K-means on the rows of MC.
 
 Reads MC; gives a label per domain. Invariant: exactly K non-empty clusters, numbered by their lowest domain
 id.
@@ -51,7 +51,7 @@ def kmeans_clusters(MC: FloatArray, num_clusters: int, *, seed: int = 0, num_sta
 
 
 def fill_empty(points: FloatArray, labels: IntArray, num_clusters: int) -> IntArray:
-    """Move into each empty cluster the row farthest from its centroid, ties by lowest id (spec A8).
+    """Move into each empty cluster the row farthest from its centroid, ties by lowest id.
 
     A row that is alone in its cluster stays. Centroids are taken anew after each move.
 

@@ -4,7 +4,7 @@
     state = update(state, plan, measured.delivered)
 
 Reads a `CtrModel` whose ranker is a `TowerRanker`, rows of each measured domain and a plan; gives losses or a
-Gram matrix (spec A3, E). Invariant: parameters, buffers, `.grad`, optimiser state, modes and random states
+Gram matrix. Invariant: parameters, buffers, `.grad`, optimiser state, modes and random states
 are bit-identical afterwards, whatever mode ran and even where it failed.
 """
 

@@ -1,4 +1,4 @@
-"""What a lookahead costs against the training between two updates, and which mode that allows (spec E).
+"""What a lookahead costs against the training between two updates, and which mode that allows.
 
 Pure arithmetic. Unit: one multiply-add counted as 2 operations; one row through a ranker of P numbers is
 2 P, forward and backward together 6 P. Lookups count as one operation per embedded number. Reading rows,

@@ -1,4 +1,4 @@
-"""Mode exact: losses after every step of a plan, from one gradient per domain (spec E1, E4).
+"""Mode exact: losses after every step of a plan, from one gradient per domain.
 
 Reads a model and rows by domain; gives `LookaheadLosses`. A step is linear in the domains' gradients, so
 Theta_A = Theta - eta mean_{u in A} d_u with d_u = P g_u. The input layer is affine in its parameters, so the

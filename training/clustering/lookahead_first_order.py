@@ -1,4 +1,4 @@
-"""Mode first_order: inner products of gradients instead of losses after steps (spec E5).
+"""Mode first_order: inner products of gradients instead of losses after steps.
 
 Reads a model and rows by domain; gives `LookaheadGram` with entries g_u . P g'_v. Dense parts are one product
 of matrices; tables contribute through the rows that train and evaluation batches have in common. Invariant:

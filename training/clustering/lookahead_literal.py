@@ -1,4 +1,4 @@
-"""Mode literal: the scheme of the paper taken word for word, as the reference for tests and costs (spec E).
+"""Mode literal: the scheme of the paper taken word for word, as the reference for tests and costs.
 
 Reads a model and rows by domain; gives `LookaheadLosses`. Every set gets its own copy of the whole model, its
 own backward pass and one full evaluation loop; nothing is shared. Invariant: the given model is only copied.

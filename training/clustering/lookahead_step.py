@@ -1,4 +1,4 @@
-"""Gradients by domain and the stateless step they make: Theta_A = Theta - eta P mean_{u in A} g_u (spec A3).
+"""Gradients by domain and the stateless step they make: Theta_A = Theta - eta P mean_{u in A} g_u.
 
 Reads a model in evaluation mode and rows by domain; gives flat dense vectors and sparse table rows. The loss
 is the mean cross-entropy without penalty. Invariant: `.grad` of no parameter is touched, and P is frozen:
@@ -69,7 +69,7 @@ class FrozenRows:
 
 
 def frozen_rows(model: CtrModel, max_rows: int | None) -> FrozenRows:
-    """Freeze the encoders with more than `max_rows` rows, such as user and item ids (spec E3).
+    """Freeze the encoders with more than `max_rows` rows, such as user and item ids.
 
     Args:
         model: Whose tables.

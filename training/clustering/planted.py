@@ -1,6 +1,6 @@
-"""Planted clusters: data whose true clusters are known, and how often an update finds them (spec D5).
+"""Planted clusters: data whose true clusters are known, and how often an update finds them.
 
-`python -m training.clustering.planted --seeds 20` regenerates the table of spec D5 and exits 1 where the
+`python -m training.clustering.planted --seeds 20` regenerates the recovery table and exits 1 where the
 acceptance line is not met. Invariant: a run depends on its setting and seed alone.
 
 It is a toy (one shared logistic vector, no towers): it checks plumbing and noise control, not benefit.
@@ -36,7 +36,7 @@ SHOWN_UPDATES = (0, 1, 2, 5)
 SPEC_SEEDS = 20
 
 LookaheadMode = Literal["exact", "first_order", "fresh"]
-"""`fresh` draws another batch of training rows for every (row, domain) pair, the mistake of spec A3."""
+"""`fresh` draws another batch of training rows for every (row, domain) pair, which drowns the effects in batch noise."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class PlantedSetting:
         spread: s, standard deviation of a domain's own part of the weights.
         batch_size: Rows per domain of a lookahead batch.
         mode: How losses are measured.
-        expected: Share of exact recoveries at updates 0, 1, 2, 5 in the spec, if it has the line.
+        expected: Share of exact recoveries at updates 0, 1, 2, 5 to compare with, if known.
     """
 
     name: str
@@ -78,7 +78,7 @@ class PlantedData:
 
 
 def make_planted(setting: PlantedSetting, rng: np.random.Generator) -> PlantedData:
-    """Draw the data of spec D5.
+    """Draw the planted data.
 
     w_d = Q[:, 15] + 2 Q[:, c] + s N(0, I) for d in cluster c; x ~ N(0, I); y ~ Bernoulli(sigmoid(x w_d)).
     """
@@ -172,7 +172,7 @@ def _batches(
 
 
 def spec_settings() -> list[PlantedSetting]:
-    """The lines of spec D5 in its order, then two with the product's own defaults."""
+    """The reference settings in order, then two with the product's own defaults."""
     plain = PlantedSetting("D 12, K 3 equal", (4, 4, 4), 20, expected=(1.0, 1.0, 1.0, 1.0))
     uneven = replace(plain, name="D 12, K 3 sizes 6/4/2", sizes=(6, 4, 2), expected=(0.3, 0.95, 0.95, 1.0))
     pair = replace(plain, name="D 8, K 2 equal, depcon", sizes=(4, 4), expected=(0.0, 0.6, 0.75, 1.0))
@@ -231,7 +231,7 @@ def recovered_shares(setting: PlantedSetting, num_seeds: int) -> list[float]:
 
 
 def failures(shares: dict[str, list[float]]) -> list[str]:
-    """Where the acceptance line of spec D5 is not met, by name of the line.
+    """Where the acceptance line is not met, by name of the line.
 
     Lines 1 and 2 perfect from update 1 on, and on 95 % of seeds at update 0; 6/4/2 and K = 2 signed perfect
     at update 5 on 18 of 20 seeds or more.

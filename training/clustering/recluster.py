@@ -1,4 +1,4 @@
-"""Algorithm 2: new target clusters around the centres of the old ones (spec A7), with hysteresis and freeze.
+"""Algorithm 2: new target clusters around the centres of the old ones, with hysteresis and freeze.
 
 Reads the matrices of an update and the old clusters. Invariants: the result is a partition in which no
 cluster is empty, cluster k is carried by a centre of old cluster k so that tower k keeps its meaning, and
@@ -17,7 +17,7 @@ from training.clustering.source_sets import SourceRules, most_cohesive, source_s
 
 @dataclass(frozen=True, eq=False)
 class Stickiness:
-    """What holds a domain in its cluster (spec F: re-clustering flips tail domains between towers).
+    """What holds a domain in its cluster (re-clustering flips tail domains between towers).
 
     Attributes:
         margin: A sticky domain moves only if the gain elsewhere beats the gain at home by more than this
@@ -103,8 +103,8 @@ def mutual_moves(gains: FloatArray) -> dict[int, int]:
         gains: (n, K) J(S_k -> d) of n >= 1 waiting domains.
 
     Returns:
-        row -> cluster, at least one. The cell with the largest gain is always among them (spec A7,
-        termination); it is put in first, so that progress does not hang on the argument.
+        row -> cluster, at least one. The cell with the largest gain is always among them, which
+        makes re-clustering end; it is put in first, so that progress does not hang on the argument.
     """
     tied = snap(gains)
     best_cluster = tied.argmax(axis=1)

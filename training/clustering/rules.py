@@ -1,4 +1,4 @@
-"""Every setting of the matrix part of CDC, with the product's defaults (spec A10).
+"""Every setting of the matrix part of CDC, with the product's defaults.
 
 Invariant: a value of `CdcRules` is one that an update can run with, whatever the data.
 """
@@ -13,13 +13,13 @@ from training.clustering.source_sets import SourceRules
 from training.clustering.treatments import MAX_SIZE, MIN_SIZE, TreatmentDraw
 
 MIN_CLUSTERS = 3
-"""Two clusters are never the default: depcon cannot see two groups (spec A4, fact 4)."""
+"""Two clusters are never the default: depcon cannot see two groups."""
 
 DOMAINS_PER_CLUSTER = 8
 
 
 def default_num_clusters(num_domains: int) -> int:
-    """K = max(3, round(D / 8)), at most D (spec A10)."""
+    """K = max(3, round(D / 8)), at most D."""
     return min(num_domains, max(MIN_CLUSTERS, round(num_domains / DOMAINS_PER_CLUSTER)))
 
 

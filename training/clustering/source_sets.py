@@ -1,4 +1,4 @@
-"""Algorithm 1: the source set S_k that trains a given cluster T_k (spec A6).
+"""Algorithm 1: the source set S_k that trains a given cluster T_k.
 
 Reads the matrices of an update and T_k. Invariant: S holds its seeds, so it is never empty; it need not
 hold all of T_k. Sums s_v and tot are kept while S grows, so one round scores all candidates in one (D x

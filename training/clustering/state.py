@@ -1,4 +1,4 @@
-"""The state of CDC between updates, and one update (spec A2, matrix part).
+"""The state of CDC between updates, and one update.
 
     state = start(shares, rules)
     plan = state.plan()                        # what the lookahead must step on

@@ -1,4 +1,4 @@
-"""Domains with too few rows: left out of the matrices, attached to a cluster afterwards (spec A8).
+"""Domains with too few rows: left out of the matrices, attached to a cluster afterwards.
 
 Invariant: every domain left out gets exactly one cluster, and its rows never move a matrix entry.
 """

@@ -1,7 +1,7 @@
 """Lookahead for logistic regression in numpy: the smallest model that delivers what an update needs.
 
 Reads features and labels of equal-sized batches, one per domain; gives `LookaheadLosses` or `LookaheadGram`.
-Invariant: stateless steps, each one step on the mean gradient of its set (spec A3, D4). The planted
+Invariant: stateless steps, each one step on the mean gradient of its set. The planted
 experiment and the tests stand on it; real models have their own lookahead.
 """
 

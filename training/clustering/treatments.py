@@ -2,7 +2,7 @@
 
 Invariant: no set is empty or has a domain twice; sets depend on the seed alone.
 
-Rule (spec A3, F): R = max(50, D) sets, sizes uniform on {2, .., min(D - 1, 16)}, without replacement. Small
+Rule: R = max(50, D) sets, sizes uniform on {2, .., min(D - 1, 16)}, without replacement. Small
 sets, because the mean over a large one is nearly the same for all. The authors' code draws sizes 5..D-1
 with replacement.
 """

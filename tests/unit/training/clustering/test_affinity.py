@@ -1,4 +1,4 @@
-"""Lookahead to matrices against spec D4, the first-order formulas, and the floors of A8."""
+"""Lookahead to matrices against a worked example, the first-order formulas, and the floors."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Algorithms 1 and 2 against spec D3, the literal recomputation, and the invariants of A6 to A8."""
+"""Algorithms 1 and 2 against a worked example, the literal recomputation, and their invariants."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The dependence kernel and its alternatives against spec D1, a literal second formula, and invariances."""
+"""The dependence kernel and its alternatives against worked examples, a literal second formula, and invariances."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Lambda, J and P against spec D2, their conventions, and properties (a) to (d) of A5."""
+"""Lambda, J and P against a worked example, their conventions and properties."""
 
 import numpy as np
 import pytest

@@ -227,7 +227,7 @@ def gram_of(model: CtrModel, step_size: float, **options) -> LookaheadGram:
 
 
 def test_first_order_follows_exact_gains_at_a_real_step():
-    """Correlation of MI and MT at least 0.95 (spec E5)."""
+    """Correlation of MI and MT at least 0.95."""
     model, eta = make_model(), 0.02
     one = affinities(losses(model, "exact", step_size=eta), PLAN)
     other = affinities(gram_of(model, eta), PLAN)
@@ -321,7 +321,7 @@ def digest(model: CtrModel, optimisers: list[torch.optim.Optimizer]) -> str:
 @pytest.mark.parametrize("mode", ["exact", "first_order", "literal"])
 @pytest.mark.parametrize("name", ["mmoe_clusters", "star_clusters"])
 def test_a_lookahead_leaves_no_trace(name: str, mode: LookaheadMode, serving: Serving, gradients: str):
-    """Parameters, buffers, gradients, modes, optimiser and random states keep their bits (spec D4)."""
+    """Parameters, buffers, gradients, modes, optimiser and random states keep their bits."""
     model = make_model(name).train()
     model.inputs.item.eval()  # modes that differ between modules stay different
     optimisers = trained_optimisers(model, tables="sparse_adam")

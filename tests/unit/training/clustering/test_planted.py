@@ -1,4 +1,4 @@
-"""Planted clusters are recovered (spec D5, a small version), and the scan finds their number."""
+"""Planted clusters are recovered, and the scan finds their number."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ SETTINGS = {setting.name: setting for setting in spec_settings()}
     "name", ["D 12, K 3 equal", "D 20, K 5 equal", "D 8, K 2 equal, signed", "first-order, D 12, K 3"]
 )
 def test_equal_clusters_are_recovered_at_once(name):
-    """Three seeds of the lines the spec wants perfect."""
+    """Three seeds of the settings that must be perfect."""
     assert recovered_shares(SETTINGS[name], 3) == [1.0] * 6
 
 

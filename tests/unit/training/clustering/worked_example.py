@@ -1,4 +1,4 @@
-"""The four-domain example of spec D2 and D3, and slow literal forms of A5 to A7 as second formulas."""
+"""A four-domain example with known answers, and slow literal forms of the algorithms as second formulas."""
 
 import numpy as np
 
