@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from service.contract.errors import ContractError
+from training.clustering.cluster_run import Job, find_clusters
+from training.clustering.errors import ClusteringError
 from training.config import ConfigError, RunConfig, load_config
 from training.data.errors import DataError
 from training.data.prepare import prepare
@@ -25,11 +27,13 @@ from training.data.synthetic import PRESETS, generate
 from training.engine.artefacts import RunFolder
 from training.engine.errors import EngineError, RunError
 from training.engine.fit import EVALUATED_SPLITS, evaluate_run, run_training
+from training.engine.run import refuse_taken
 from training.metrics import MetricError
 from training.report import HEADLINE, write_report
+from training.report_clusters import write_cluster_report
 from training.track import Watcher, bars
 
-EXPECTED_ERRORS = (ConfigError, EngineError, DataError, MetricError, ContractError, OSError)
+EXPECTED_ERRORS = (ConfigError, ClusteringError, EngineError, DataError, MetricError, ContractError, OSError)
 """Errors that mean wrong input or a wrong world, not a wrong program."""
 
 INTERRUPTED = 130
@@ -76,6 +80,42 @@ def run(
     write_report(out)
     _print_metrics(RunFolder(out))
     out_console.print(f"run folder {out}, report {RunFolder(out).report}", highlight=False)
+
+
+@app.command()
+def cluster(
+    config: Annotated[Path, typer.Option(help="YAML config, e.g. training/configs/synthetic_cdc.yaml.")],
+    out: Annotated[Path, typer.Option(help="Folder for the clusters; made if missing.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Raw data: a folder with dataset.yaml, or the one the recipe reads.")
+    ] = None,
+    prepared: Annotated[
+        Path | None,
+        typer.Option(
+            help="Prepared data: used if it is there, else made from --data. Default: OUT/prepared."
+        ),
+    ] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a config key; repeatable."),
+    ] = None,
+    *,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")
+    ] = False,
+) -> None:
+    """Find which domains belong together; `run --set clustering.assignment=OUT/assignment.json` uses it."""
+    settings = load_config(config, override or ())
+    if not resume:
+        refuse_taken(RunFolder(out))
+    with bars(error_console) as watcher:
+        dataset = _prepared(settings, data=data, cache=prepared, out=out, watcher=watcher)
+        assignment = find_clusters(Job(settings, dataset, resume=resume, watcher=watcher), out)
+    table = Table("cluster", "domains", "sources", box=None)
+    for k, names in enumerate(assignment.targets):
+        table.add_row(str(k), ", ".join(names), str(len(assignment.sources[k])))
+    out_console.print(table)
+    out_console.print(f"clusters {out}, report {write_cluster_report(out)}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -167,7 +207,7 @@ def guarded(command: Callable[[], Any]) -> int:
     except typer.Exit as stop:
         return int(stop.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        error_console.print("interrupted; `ctr-train run ... --resume` goes on from the last checkpoint")
+        error_console.print("interrupted; the same command with --resume goes on from the last checkpoint")
         return INTERRUPTED
     except EXPECTED_ERRORS as error:
         error_console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)

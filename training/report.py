@@ -5,22 +5,21 @@ Reads a finished run folder (`metrics.json`, `log.jsonl`, `calibration.json`, pr
 except the reliability curves, which are read off the stored predictions.
 """
 
-import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from training.engine.artefacts import RunFolder, load_json
 from training.engine.files import write_text
 from training.engine.platt import sigmoid
 from training.metrics import reliability_curve
+from training.report_clusters import CLUSTER_REPORT, write_cluster_report
+from training.report_page import image, number, page, plot, table
 from training.track import read_log
 
 HEADLINE = (
@@ -35,15 +34,6 @@ HEADLINE = (
 )
 """Metrics of the summary table, in order."""
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem;
-  color: #1c2733; }
-table { border-collapse: collapse; margin: 1rem 0; } th, td { padding: .2rem .7rem; text-align: right; }
-th:first-child, td:first-child { text-align: left; } tr:nth-child(even) { background: #f2f5f8; }
-thead th { border-bottom: 2px solid #8aa0b4; } img { max-width: 100%; } .note { color: #5a6b7b; }
-pre { background: #f2f5f8; padding: 1rem; overflow-x: auto; }
-"""
-
 
 def write_report(run: Path) -> Path:
     """Write `report.html` into a finished run folder and give its path.
@@ -55,22 +45,24 @@ def write_report(run: Path) -> Path:
     folder.require_finished()
     metrics = load_json(folder.metrics)
     events = read_log(folder.log)
+    of_parts = "clusters" in metrics  # a model per cluster: curves and calibrators are in the parts' reports
     sections = [
-        f"<h1>{html.escape(metrics['name'])}</h1>",
         _summary(metrics),
-        "<h2>Learning curves</h2>" + _image(_learning_curves(events), "learning curves"),
-        "<h2>Reliability on test rows</h2>" + _image(_reliability(folder), "reliability"),
-        _calibration_note(load_json(folder.calibration)),
-        "<h2>Domains, test rows</h2>" + _image(_domain_plot(metrics), "AUC by domain size"),
+        _cluster_note(metrics),
+        _part_table(metrics["clusters"])
+        if of_parts
+        else "<h2>Learning curves</h2>" + image(_learning_curves(events), "learning curves"),
+        "<h2>Reliability on test rows</h2>" + image(_reliability(folder), "reliability"),
+        "" if of_parts else _calibration_note(load_json(folder.calibration)),
+        "<h2>Domains, test rows</h2>" + image(_domain_plot(metrics), "AUC by domain size"),
         _domain_table(metrics),
         f"<h2>Config</h2><pre>{html.escape(folder.config.read_text(encoding='utf-8'))}</pre>",
     ]
-    page = (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
-        f"<title>{html.escape(metrics['name'])}</title>"
-        f"<style>{_STYLE}</style></head><body>{''.join(sections)}</body></html>\n"
-    )
-    write_text(folder.report, page)
+    for part in folder.parts:
+        write_report(part.root)
+    if "clustering" in metrics:
+        write_cluster_report(folder.clusters, metrics)
+    write_text(folder.report, page(metrics["name"], sections))
     return folder.report
 
 
@@ -83,20 +75,53 @@ def _summary(metrics: Mapping[str, Any]) -> str:
     }
     if "oracle" in metrics:
         columns["test, truth"] = metrics["oracle"]["test"]
-    rows = [[name, *(_number(column[name]) for column in columns.values())] for name in (*HEADLINE, "rows")]
+    rows = [[name, *(number(column[name]) for column in columns.values())] for name in (*HEADLINE, "rows")]
     facts = (
         f"seed {metrics['seed']}, best at epoch {metrics['best_epoch']:.2f} (step {metrics['best_step']} of "
         f"{metrics['steps']}), {metrics['seconds']:.0f} s, {metrics['rows_per_s']:,.0f} training rows/s, "
         f"weights {metrics['digests']['weights'][:12]}"
     )
     note = "The calibrator is fitted on valid, so the calibrated column of valid flatters it; judge on test."
-    return _table(["metric", *columns], rows) + f"<p>{facts}</p><p class='note'>{note}</p>"
+    return table(["metric", *columns], rows) + f"<p>{facts}</p><p class='note'>{note}</p>"
+
+
+def _cluster_note(metrics: Mapping[str, Any]) -> str:
+    if "clustering" not in metrics:
+        return ""
+    made = metrics["clustering"]
+    note = (
+        "<p class='note'>Total AUC is over separate models, made comparable by calibration alone.</p>"
+        if metrics.get("separate_models")
+        else ""
+    )
+    return (
+        f"<p>{made['num_clusters']} clusters by {html.escape(made['method'])}, version "
+        f"{html.escape(made['version'])}: <a href='clusters/{CLUSTER_REPORT}'>clusters</a></p>{note}"
+    )
+
+
+def _part_table(parts: Sequence[Mapping[str, Any]]) -> str:
+    heads = ["cluster", "domains", "trained on", "best epoch", "steps", "test rows", "domain AUC", "logloss"]
+    rows = [
+        [
+            f"cluster {part['cluster']}",
+            str(part["domains"]),
+            str(part["sources"]),
+            number(part["best_epoch"]),
+            number(part["steps"]),
+            number(part["test_rows"]),
+            number(part["test_domain_auc"]),
+            number(part["test_logloss"]),
+        ]
+        for part in parts
+    ]
+    return "<h2>Models</h2>" + table(heads, rows)
 
 
 def _learning_curves(events: Sequence[Mapping[str, Any]]) -> Figure:
     train = [e for e in events if e["event"] == "train"]
     checks = [e for e in events if e["event"] == "evaluate"]
-    figure, axes = _figure(columns=2)
+    figure, axes = plot(columns=2)
     axes[0].plot([e["epoch"] for e in train], [e["loss"] for e in train], lw=1, label="train")
     axes[0].plot([e["epoch"] for e in checks], [e["logloss"] for e in checks], "o-", label="valid")
     axes[0].set(xlabel="epochs", ylabel="logloss, nats per row")
@@ -115,7 +140,7 @@ def _learning_curves(events: Sequence[Mapping[str, Any]]) -> Figure:
 def _reliability(folder: RunFolder) -> Figure:
     frame = pl.read_parquet(folder.predictions("test"), columns=["label", "logit", "score"])
     labels = frame["label"].to_numpy()
-    figure, axes = _figure(columns=1)
+    figure, axes = plot(columns=1)
     for name, scores in (
         ("raw", sigmoid(frame["logit"].to_numpy())),
         ("calibrated", frame["score"].to_numpy()),
@@ -131,7 +156,7 @@ def _reliability(folder: RunFolder) -> Figure:
 
 def _domain_plot(metrics: Mapping[str, Any]) -> Figure:
     domains = [d for d in metrics["test"]["domains"].values() if d["auc"] is not None]
-    figure, axes = _figure(columns=1)
+    figure, axes = plot(columns=1)
     rows = np.array([d["rows"] for d in domains], dtype=float)
     auc, low, high = (
         np.array([d[key] for d in domains], dtype=float) for key in ("auc", "auc_low", "auc_high")
@@ -155,12 +180,12 @@ def _domain_table(metrics: Mapping[str, Any]) -> str:
                 name,
                 f"{domain['rows']:,}",
                 f"{domain['positives']:,}",
-                _number(domain["auc"]),
+                number(domain["auc"]),
                 interval,
-                _number(domain["logloss"]),
-                _number(domain["ece"]),
-                _number(raw["ece"]),
-                _number(domain["calibration_ratio"]),
+                number(domain["logloss"]),
+                number(domain["ece"]),
+                number(raw["ece"]),
+                number(domain["calibration_ratio"]),
             ]
         )
     heads = [
@@ -174,7 +199,7 @@ def _domain_table(metrics: Mapping[str, Any]) -> str:
         "ECE raw",
         "predicted/observed",
     ]
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 def _calibration_note(calibration: Mapping[str, Any]) -> str:
@@ -185,32 +210,3 @@ def _calibration_note(calibration: Mapping[str, Any]) -> str:
         f"<p>Calibrator: {pull}; global scale {line['scale']:.3f}, bias {line['bias']:.3f}. "
         f"{len(calibration['domains'])} domains.</p>"
     )
-
-
-def _figure(*, columns: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(6.0 * columns, 4.0), layout="constrained")
-    axes = [figure.add_subplot(1, columns, place + 1) for place in range(columns)]
-    for axis in axes:
-        axis.grid(alpha=0.3)
-    return figure, axes
-
-
-def _image(figure: Figure, text: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f"<img alt='{text}' src='data:image/png;base64,{data}'>"
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

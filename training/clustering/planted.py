@@ -36,7 +36,7 @@ SHOWN_UPDATES = (0, 1, 2, 5)
 SPEC_SEEDS = 20
 
 LookaheadMode = Literal["exact", "first_order", "fresh"]
-"""`fresh` draws another batch of training rows for every (row, domain) pair, which drowns the effects in batch noise."""
+"""`fresh` draws another batch of training rows for every (row, domain) pair: the noise drowns the effects."""
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def literal_recluster(m, labels, K):
     T = []
     for k in range(K):
         ids = [d for d in range(D) if labels[d] == k]
-        T.append([min(ids, key=lambda v: (literal_lambda(m.mc, v, ids), v))])
+        T.append([min(ids, key=lambda v: (round(literal_lambda(m.mc, v, ids), 12), v))])  # two always tie
     Q = [d for d in range(D) if all(d not in t for t in T)]
     passes = 0
     while Q:
