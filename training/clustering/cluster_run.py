@@ -18,6 +18,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from training.clustering.affinity import LookaheadGram, LookaheadLosses, Lookahe
 from training.clustering.archive import save_state
 from training.clustering.assignment import (
     ASSIGNMENT_FILE,
+    MATRICES_FILE,
     ClusterAssignment,
     load_assignment,
     make_assignment,
@@ -56,7 +58,7 @@ from training.data.dataset import RowReader
 from training.data.prepared import PreparedDataset
 from training.engine.artefacts import RunFolder
 from training.engine.checkpoint import CheckpointFile
-from training.engine.files import write_text
+from training.engine.files import write_atomically, write_text
 from training.engine.optim import OptimiserSet
 from training.engine.row_view import view
 from training.engine.run import build_loop, claim, run_identity, settle
@@ -143,8 +145,7 @@ def find_clusters(job: Job, out: Path) -> ClusterAssignment:
     """
     settings = job.config.clustering
     if settings.assignment is not None:
-        given = Path(settings.assignment)
-        return load_assignment(given if given.is_dir() else given.parent)
+        return _given(job, Path(settings.assignment), out)
     if job.resume and (out / ASSIGNMENT_FILE).is_file():
         return require_same(load_assignment(out), job, out)
     folder = RunFolder(out)
@@ -157,6 +158,36 @@ def find_clusters(job: Job, out: Path) -> ClusterAssignment:
     num_clusters = choose_clusters(job, out, rows)
     state = measure(job, out, rows, num_clusters=num_clusters, updates=settings.cluster_updates)
     return save_clusters(job, out, rows, state)
+
+
+def _given(job: Job, path: Path, out: Path) -> ClusterAssignment:
+    """Read an assignment found before, and copy it with all that speaks of it.
+
+    Raises:
+        AssignmentError: it is not one, or knows no domain of the data.
+    """
+    if not path.is_dir() and path.name != ASSIGNMENT_FILE:
+        raise AssignmentError(
+            f"clustering.assignment {path}: expected {ASSIGNMENT_FILE} or the folder that holds it"
+        )
+    folder = path if path.is_dir() else path.parent
+    assignment = load_assignment(folder)
+    names = set(job.prepared.schema.domains)
+    if not names & set(assignment.domains):
+        raise AssignmentError(
+            f"{folder / ASSIGNMENT_FILE}: knows none of the {len(names)} domains of the data"
+        )
+    if new := sorted(names - set(assignment.domains)):
+        job.watcher.say(
+            f"{len(new)} domains are not in the assignment and go to cluster {assignment.default_cluster}: "
+            f"{', '.join(new)}"
+        )
+    for name in (MATRICES_FILE, STATE_FILE, CHOICE_FILE):
+        if (folder / name).is_file():
+            content = (folder / name).read_bytes()
+            write_atomically(out / name, partial(Path.write_bytes, data=content))
+    save_assignment(out, assignment)
+    return assignment
 
 
 def require_same(assignment: ClusterAssignment, job: Job, out: Path) -> ClusterAssignment:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from training.clustering.assignment import ClusterAssignment, save_assignment
+from training.clustering.assignment import ClusterAssignment
 from training.clustering.cdc import CdcSteps
 from training.clustering.cluster_run import (
     Job,
@@ -95,8 +95,6 @@ def run_training(
     if version == "end_to_end":
         return _end_to_end(job, out)
     assignment = find_clusters(job, RunFolder(out).clusters)
-    if config.clustering.assignment is not None:
-        save_assignment(RunFolder(out).clusters, assignment)
     if version == "split":
         return train_split(config, prepared, out, assignment, resume=resume, watcher=job.watcher)
     return train_model(
