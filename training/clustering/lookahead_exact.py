@@ -100,11 +100,11 @@ def exact_losses(
         ranker = PerturbedRanker(served, parameters, directions, request_width=model.inputs.request_width)
         for first, last in _blocks(rows.sizes, block_rows):
             block = rows.span(first, last)
-            embedded, moved, columns = deltas(block)
+            embedded, moved = deltas(block)
             for start in range(0, len(weights), chunk_models):
                 some = slice(start, start + chunk_models)
                 losses[some, first:last] = ranker.losses(
-                    weights[some], block, embedded, moved, columns, chunk_rows=chunk_rows
+                    weights[some], block, embedded, moved, chunk_rows=chunk_rows
                 )
     return sets.deliver(losses)
 
@@ -133,17 +133,14 @@ class InputDeltas:
         self._scratch = {name: torch.zeros_like(table) for name, table in parameters.tables.items()}
         self._zeros = {name: torch.zeros_like(p) for name, p in parameters.inputs.items()}
 
-    def __call__(self, block: LabelledRows) -> tuple[Tensor, Tensor, Tensor]:
-        """Embed a block.
-
-        Returns:
-            X (N, I); dX (D, N, J) of the columns that move; those columns (J,).
-        """
+    def __call__(self, block: LabelledRows) -> tuple[Tensor, Tensor]:
+        """X (N, I) and dX (D, N, I) of a block."""
         embedded = self._embed(block.inputs)
         still = functional_call(self._embed, self._scratch | self._zeros, (block.inputs,))
-        moved = torch.stack([self._moved(d, block) - still for d in self._directions])
-        columns = (moved != 0).flatten(0, 1).any(dim=0).nonzero().squeeze(1)
-        return embedded, moved.index_select(2, columns), columns
+        moved = embedded.new_empty(len(self._directions), *embedded.shape)
+        for u, direction in enumerate(self._directions):
+            torch.sub(self._moved(direction, block), still, out=moved[u])
+        return embedded, moved
 
     def _moved(self, direction: DomainGradient, block: LabelledRows) -> Tensor:
         own = unflatten(direction.dense[: self._parameters.num_inputs], self._parameters.inputs)
@@ -178,7 +175,6 @@ class PerturbedRanker:
         block: LabelledRows,
         embedded: Tensor,
         moved: Tensor,
-        columns: Tensor,
         *,
         chunk_rows: int,
     ) -> FloatArray:
@@ -188,8 +184,7 @@ class PerturbedRanker:
             weights: (n, D) eta times the share of each domain in the step.
             block: N rows.
             embedded: (N, I).
-            moved: (D, N, J).
-            columns: (J,) where `moved` belongs in `embedded`.
+            moved: (D, N, I).
             chunk_rows: Rows per call.
 
         Returns:
@@ -202,7 +197,6 @@ class PerturbedRanker:
                 weights,
                 embedded[at : at + chunk_rows],
                 moved[:, at : at + chunk_rows],
-                columns,
                 slice_rows(block.inputs, slice(at, at + chunk_rows)).domain,
                 block.labels[at : at + chunk_rows],
             )
@@ -217,16 +211,15 @@ class PerturbedRanker:
         weights: Tensor,
         embedded: Tensor,
         moved: Tensor,
-        columns: Tensor,
         domain: Tensor,
         labels: Tensor,
     ) -> Tensor:
         """(n, N) loss of each row."""
-        n, (N, width) = len(weights), embedded.shape
-        shift = (weights @ moved.flatten(1)).reshape(n, N, len(columns))
-        inputs = embedded.expand(n, N, width).clone()
-        inputs[:, :, columns] -= shift
-        request, row = torch.split(inputs, [self._request_width, width - self._request_width], dim=2)
+        (N, width), n = embedded.shape, len(weights)
+        inputs = torch.addmm(embedded.reshape(1, N * width), weights, moved.flatten(1), alpha=-1)
+        request, row = torch.split(
+            inputs.reshape(n, N, width), [self._request_width, width - self._request_width], dim=2
+        )
 
         def score(own: dict[str, Tensor], at_request: Tensor, at_row: Tensor) -> Tensor:
             out: Tensor = functional_call(self._served, own, (at_request, at_row, domain))
