@@ -76,7 +76,8 @@ def literal_recluster(m, labels, K):
     passes = 0
     while Q:
         S = [literal_source_set(m, t) for t in T]
-        g = {d: [sum(literal_gain(m, u, d, S[k]) for u in S[k]) for k in range(K)] for d in Q}
+        # Equal source sets give equal gains but for the order of summation; the lowest cluster wins.
+        g = {d: [round(sum(literal_gain(m, u, d, S[k]) for u in S[k]), 14) for k in range(K)] for d in Q}
         cand = [max(Q, key=lambda d: (g[d][k], -d)) for k in range(K)]
         for k in range(K):
             if cand[k] in Q and max(range(K), key=lambda j: (g[cand[k]][j], -j)) == k:
