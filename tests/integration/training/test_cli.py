@@ -120,7 +120,9 @@ def test_a_bug_is_not_dressed_up():
         cli.guarded(bug)
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["evaluate"], ["report"], ["data"], ["data", "prepare"]])
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["cluster"], ["evaluate"], ["report"], ["data"], ["data", "prepare"]]
+)
 def test_help_helps(call, command):
     code, out, _ = call(*command, "--help")
     assert code == 0
@@ -131,3 +133,29 @@ def test_the_module_runs_as_a_program():
     done = subprocess.run([sys.executable, "-m", "training.cli", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "ctr-train" in done.stdout
+
+
+def test_clusters_from_the_command_line(call, small, tmp_path):
+    rules = "{num_clusters: 3, warmup_batches: 5, update_interval: 5, cluster_updates: 2, step_rows: 32}"
+    config = tmp_path / "c.yaml"
+    config.write_text(small.config.read_text() + f"clustering: {rules}\n")
+    out = tmp_path / "clusters"
+    arguments = ("cluster", "--config", config, "--prepared", small.prepared, "--out", out, "--set")
+    code, text, err = call(*arguments, "clustering.min_eval_rows=50")
+    assert code == 0, err
+    assert "clusters" in text
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 5
+    code, _, err = call(*arguments, "clustering.min_eval_rows=50")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "already holds a run" in err
+    code, _, err = call(*arguments, "clustering.min_eval_rows=50", "--resume")
+    assert code == 0, err
+    run = tmp_path / "run"
+    code, text, err = call(
+        "run", "--config", config, "--prepared", small.prepared, "--out", run, "--set", "training.epochs=1",
+        "--set", "model.towers=clusters", "--set", "clustering.version=two_stage",
+        "--set", f"clustering.assignment={out}/assignment.json",
+    )  # fmt: skip
+    assert code == 0, err
+    assert (run / "clusters" / "assignment.json").read_bytes() == (out / "assignment.json").read_bytes()
