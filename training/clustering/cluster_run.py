@@ -61,7 +61,7 @@ from training.engine.checkpoint import CheckpointFile
 from training.engine.files import write_atomically, write_text
 from training.engine.optim import OptimiserSet
 from training.engine.row_view import view
-from training.engine.run import build_loop, claim, run_identity, settle
+from training.engine.run import build_loop, claim, run_identity, run_loop, settle
 from training.models.base import CtrModel
 from training.models.config import TowerConfig
 from training.track import Quiet, RunLog, Watcher
@@ -295,10 +295,7 @@ def measure(job: Job, folder: Path, rows: RowPool, *, num_clusters: int, updates
             watcher=job.watcher,
             device=device,
         )
-        if going_on:
-            loop.resume()
-            job.watcher.say(f"going on from step {loop.position.step}")
-        loop.run()
+        run_loop(loop, going_on=going_on, watcher=job.watcher)
     return made[0].state
 
 

@@ -85,12 +85,10 @@ def train_model(
         on_trained: Called when the best weights are back; what it gives goes into the metrics.
 
     Raises:
-        RunError: The folder holds a run and `resume` is not set, or a split is empty.
-        EngineError: Training diverged, a checkpoint is unusable, or calibration is impossible.
+        EngineError: The folder is taken, a split is empty, training diverged, or calibration is impossible.
         SchemaError: The model config names what the schema lacks.
     """
-    folder = RunFolder(out)
-    watcher = watcher or Quiet()
+    folder, watcher = RunFolder(out), watcher or Quiet()
     _check_splits(prepared)
     claim(folder, config, prepared, resume=resume)
     device = settle(config)
@@ -111,21 +109,30 @@ def train_model(
             watcher=watcher,
             device=device,
         )
-        if going_on:
-            loop.resume()
-            watcher.say(f"going on from step {loop.position.step}")
-        else:
+        if not going_on:
             log.event("start", name=config.name, **whole)
-        loop.run()
-        if not loop.stop.best_state:
-            raise RunError(
-                f"{out}: training ended after {loop.position.step} steps before the model could be "
-                "validated; lower clustering.warmup_batches or raise training.epochs"
-            )
+        run_loop(loop, going_on=going_on, watcher=watcher)
+        _require_judged(loop, out)
         more = on_trained() if on_trained is not None else {}
         metrics = _finish(config, prepared, folder, loop=loop, watcher=watcher, device=device, more=more)
         log.event("metrics", **headline(metrics))
     return RunResult(folder, metrics)
+
+
+def run_loop(loop: TrainLoop, *, going_on: bool, watcher: Watcher) -> None:
+    """Train to the end, from the checkpoint on where there is one."""
+    if going_on:
+        loop.resume()
+        watcher.say(f"going on from step {loop.position.step}")
+    loop.run()
+
+
+def _require_judged(loop: TrainLoop, out: Path) -> None:
+    if not loop.stop.best_state:
+        raise RunError(
+            f"{out}: training ended after {loop.position.step} steps before the model could be validated; "
+            "lower clustering.warmup_batches or raise training.epochs"
+        )
 
 
 def run_identity(config: RunConfig, prepared: PreparedDataset) -> dict[str, str]:
