@@ -1,1 +1,1 @@
-"""Offline jobs: data, models, the training loop, metrics and reports. Imports only the contract of the service."""
+"""Offline jobs: data, models, training, metrics and reports. Of the service only the contract is imported."""

@@ -115,42 +115,14 @@ def measure(
     if not step_size > 0 or chunk_models < 1:
         raise RulesError(f"step_size {step_size} and chunk_models {chunk_models} must be above 0")
     started = time.perf_counter()
-    served, parameters = ServedRows(model, serving), parameter_map(model)
-    sets = PlanSets(plan)
-    estimate = estimate_cost(
-        LookaheadSize(
-            num_domains=plan.num_domains,
-            num_sets=len(sets.members),
-            train_rows=int(rows.train.sizes.sum()),
-            eval_rows=int(rows.evaluation.sizes.sum()),
-            num_dense=parameters.num_dense,
-            width=model.inputs.request_width + model.inputs.row_width,
-            interval_rows=interval_rows,
-        ),
-        mode=mode,
-        max_share=max_share,
+    source = GradientSource(
+        model, ServedRows(model, serving), parameter_map(model), frozen_rows(model, frozen_above)
     )
-    source = GradientSource(model, served, parameters, frozen_rows(model, frozen_above))
-    delivered: LookaheadLosses | LookaheadGram
+    sets = PlanSets(plan)
+    estimate = _estimate(source, rows, sets, mode, interval_rows, max_share)
     with undisturbed(model):
-        if estimate.mode == "first_order":
-            delivered = first_order_gram(
-                source, rows.train, rows.evaluation, step_size=step_size, preconditioner=preconditioner
-            )
-        elif estimate.mode == "exact":
-            gradients, bounded = _train_gradients(source, rows.train, preconditioner)
-            delivered = exact_losses(
-                model,
-                served,
-                parameters,
-                [bounded.apply(g, parameters) for g in gradients],
-                rows.evaluation,
-                sets,
-                step_size=step_size,
-                chunk_models=chunk_models,
-            )
-        else:
-            delivered = literal_losses(
+        if estimate.mode == "literal":
+            delivered: LookaheadLosses | LookaheadGram = literal_losses(
                 model,
                 rows.train,
                 rows.evaluation,
@@ -160,7 +132,55 @@ def measure(
                 preconditioner=_train_gradients(source, rows.train, preconditioner)[1],
                 frozen=source.frozen,
             )
+        elif estimate.mode == "exact":
+            delivered = _exact(source, rows, sets, preconditioner, step_size, chunk_models)
+        else:
+            delivered = first_order_gram(
+                source, rows.train, rows.evaluation, step_size=step_size, preconditioner=preconditioner
+            )
     return Measured(delivered, estimate, len(sets.members), time.perf_counter() - started)
+
+
+def _estimate(
+    source: GradientSource,
+    rows: LookaheadRows,
+    sets: PlanSets,
+    mode: LookaheadMode,
+    interval_rows: int,
+    max_share: float,
+) -> CostEstimate:
+    inputs = source.model.inputs
+    size = LookaheadSize(
+        num_domains=rows.train.num_domains,
+        num_sets=len(sets.members),
+        train_rows=int(rows.train.sizes.sum()),
+        eval_rows=int(rows.evaluation.sizes.sum()),
+        num_dense=source.parameters.num_dense,
+        width=inputs.request_width + inputs.row_width,
+        interval_rows=interval_rows,
+    )
+    return estimate_cost(size, mode=mode, max_share=max_share)
+
+
+def _exact(
+    source: GradientSource,
+    rows: LookaheadRows,
+    sets: PlanSets,
+    preconditioner: Preconditioner,
+    step_size: float,
+    chunk_models: int,
+) -> LookaheadLosses:
+    gradients, bounded = _train_gradients(source, rows.train, preconditioner)
+    return exact_losses(
+        source.model,
+        source.served,
+        source.parameters,
+        [bounded.apply(gradient, source.parameters) for gradient in gradients],
+        rows.evaluation,
+        sets,
+        step_size=step_size,
+        chunk_models=chunk_models,
+    )
 
 
 def _train_gradients(

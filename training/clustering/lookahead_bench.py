@@ -3,8 +3,7 @@
 Builds a model of the size of `configs/kuairand_tag_mmoe.yaml` over random rows and measures, in one process:
 a training interval, mode exact and the literal scheme at D = 43, mode first_order at D = 300. Writes one
 json. Seconds are processor seconds of this process, so that neighbours on the machine do not count; with
-one thread they are wall seconds of an idle machine. Random rows overlap less in popular ids than real ones do, which costs mode first_order nothing and the
-literal scheme nothing; reading rows is left out on both sides.
+one thread they are wall seconds of an idle machine. Reading rows is left out on both sides.
 
 The literal scheme is timed on a few of its sets and scaled to all of them, unless `--all-sets` is given:
 once as in spec E (batches of 1024 rows, one batch per step whatever the set) and once on the very rows that

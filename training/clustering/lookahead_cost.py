@@ -1,8 +1,8 @@
 """What a lookahead costs against the training between two updates, and which mode that allows.
 
 Pure arithmetic. Unit: one multiply-add counted as 2 operations; one row through a ranker of P numbers is
-2 P, forward and backward together 6 P. Lookups count as one operation per embedded number. Reading rows,
-optimisers and validation are not counted, on either side, so the true share is lower than the estimate.
+2 P, forward and backward together 6 P; two measured factors turn operations into time relative to training.
+Reading rows and validation are not counted on either side.
 
 Letters: D domains, n different sets of a plan, P dense parameters, I embedded width, B and E all train and
 evaluation rows of one lookahead.
@@ -17,9 +17,12 @@ from training.clustering.errors import RulesError
 LookaheadMode = Literal["auto", "exact", "first_order", "literal"]
 MeasuringMode = Literal["exact", "first_order", "literal"]
 
-VMAP_OVERHEAD = 1.6
-"""Cost of a row under vmapped parameters against one in a plain forward pass: batched products over small
-matrices and fresh copies of the inputs. Measured by `lookahead_bench` on one core."""
+FORWARD_FACTOR = 0.5
+"""Time per operation of a row under vmap against one in training, which also pays dropout, small batched
+products backward and both optimisers. Measured by `lookahead_bench` on one core: 0.45."""
+
+GRADIENT_FACTOR = 1.3
+"""The same of a domain's gradient: small batches. Measured: 1.2 to 1.5."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +101,11 @@ def estimate_cost(size: LookaheadSize, *, mode: LookaheadMode, max_share: float)
             f"{size.interval_rows} rows between updates and a share of {max_share}; both must be above 0"
         )
     D, P, width = size.num_domains, size.num_dense, size.width
-    gradients = 6.0 * P * size.train_rows
-    per_row = VMAP_OVERHEAD * 2.0 * P + 2.0 * D * width
+    gradients = GRADIENT_FACTOR * 6.0 * P * size.train_rows
+    per_row = FORWARD_FACTOR * 2.0 * P + 2.0 * D * width
     lookups = 4.0 * D * width * size.eval_rows
     exact = gradients + size.num_sets * (per_row * size.eval_rows + 2.0 * D * P) + lookups
-    first_order = gradients + 6.0 * P * size.eval_rows + 2.0 * D * D * P
+    first_order = gradients + GRADIENT_FACTOR * 6.0 * P * size.eval_rows + 2.0 * D * D * P
     interval = 6.0 * P * size.interval_rows
     shares = f"exact {exact / interval:.1%}, first_order {first_order / interval:.1%} of an interval"
     if mode != "auto":

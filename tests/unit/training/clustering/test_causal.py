@@ -1,4 +1,4 @@
-"""The dependence kernel and its alternatives against worked examples, a literal second formula, and invariances."""
+"""The dependence kernel and its alternatives: worked examples, a literal second formula, invariances."""
 
 import numpy as np
 import pytest

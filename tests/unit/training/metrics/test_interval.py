@@ -14,7 +14,7 @@ Z = NormalDist().inv_cdf(0.975)
 
 
 def test_delong_by_hand() -> None:
-    """Domain d0 of the worked example: components 1, 2/3, 1 on both sides give variance 1/81 + 1/81 around 8/9."""
+    """Domain d0 of the worked example: parts 1, 2/3, 1 on both sides give variance 1/81 + 1/81 around 8/9."""
     interval = auc_interval([1, 0, 1, 0, 0, 1], [0.9, 0.2, 0.4, 0.5, 0.1, 0.8])
     assert interval.method == "delong"
     assert interval.auc == pytest.approx(8 / 9, abs=1e-12)
