@@ -154,7 +154,7 @@ def _heat_maps(folder: Path, assignment: ClusterAssignment, state: CdcState) -> 
 
 
 def _gain(state: CdcState) -> FloatArray:
-    """(n, n) J(u -> v | S_k) with k the cluster of v (spec A5)."""
+    """(n, n) J(u -> v | S_k) with k the cluster of v."""
     clusters = state.require_clusters()
     matrices = Matrices(mi=clusters.mi, mh=clusters.mh, mc=clusters.mc, shares=state.shares)
     gain = np.empty_like(clusters.mi)

@@ -6,7 +6,7 @@ json. Seconds are processor seconds of this process, so that neighbours on the m
 one thread they are wall seconds of an idle machine. Reading rows is left out on both sides.
 
 The literal scheme is timed on a few of its sets and scaled to all of them, unless `--all-sets` is given:
-once as in spec E (batches of 1024 rows, one batch per step whatever the set) and once on the very rows that
+once as published (batches of 1024 rows, one batch per step whatever the set) and once on the very rows that
 mode exact reads.
 """
 
@@ -52,7 +52,7 @@ from training.models.inputs import id_encoders
 BATCH_ROWS = 1024
 INTERVAL_BATCHES = 1000
 SCHEME_ROWS = 1024
-"""Rows of every batch in the literal scheme of spec E."""
+"""Rows of every batch in the literal scheme."""
 
 STEP_SIZE = 0.05
 

@@ -1,7 +1,7 @@
 """Optimisers: AdamW for dense weights, lazy updates of embedding rows, one learning-rate schedule.
 
 A table's gradient is sparse, so a step reads and writes only the rows of the batch: dense L2 or Adam would
-pull every unseen id towards 0 by about the learning rate per step (spec, CDC A10). Invariant: a row that is
+pull every unseen id towards 0 by about the learning rate per step. Invariant: a row that is
 not in the batch keeps its bits, and so does its optimiser state.
 """
 

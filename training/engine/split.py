@@ -1,4 +1,4 @@
-"""One model per cluster: trained on the rows of S_k, validated, stopped and tested on those of T_k (spec A9).
+"""One model per cluster: trained on the rows of S_k, validated, stopped and tested on those of T_k.
 
     OUT/cluster-0/ ...       a run folder per cluster; its config is the run's, its prepared/ a link
     OUT/cluster-0/cluster.json   {"cluster", "domains" (T_k), "sources" (S_k), "serves_unknown"}
