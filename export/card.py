@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.contract.manifest import DomainEntry, Manifest
+from service.contract.manifest import Clustering, DomainEntry, Manifest
 
 HEADLINE = (
     "total_auc",
@@ -34,6 +34,7 @@ def render_card(manifest: Manifest) -> str:
             "",
             f"Unknown domains: {manifest.unknown_domain.policy}.",
             "",
+            *_clusters(manifest),
             "## Graphs",
             "",
             "| graph | form | precision | inputs | largest error against torch |",
@@ -74,6 +75,43 @@ def _domain_row(name: str, entry: DomainEntry) -> str:
     auc, ece = entry.metrics.get("test.auc"), entry.metrics.get("test.ece")
     cells = (_number(auc, ".4f"), _number(ece, ".4f"), _number(entry.mean_score, ".4f"))
     return f"| {name} | {entry.graph} | {entry.num_train_rows} | {' | '.join(cells)} |"
+
+
+def cluster_graphs(manifest: Manifest, k: int) -> list[str]:
+    """Graphs that serve cluster k, the unknown domain's among them."""
+    used = {entry.graph for entry in manifest.domains.values() if entry.cluster == k}
+    if manifest.clustering is not None and manifest.clustering.default_cluster == k:
+        used.add(manifest.unknown_domain.graph)
+    return sorted(used)
+
+
+def clustering_line(clustering: Clustering) -> str:
+    """How the clusters were found, in one sentence."""
+    return (
+        f"Version {clustering.version}, method {clustering.method}, {clustering.num_updates} updates, "
+        f"assignment {clustering.assignment[:12]}; unlisted domains belong to cluster "
+        f"{clustering.default_cluster}."
+    )
+
+
+def _clusters(manifest: Manifest) -> list[str]:
+    if manifest.clustering is None:
+        return []
+    rows = (
+        f"| {k} | {', '.join(cluster.domains)} | {', '.join(cluster.sources)} "
+        f"| {', '.join(cluster_graphs(manifest, k))} |"
+        for k, cluster in enumerate(manifest.clustering.clusters)
+    )
+    return [
+        "## Clusters",
+        "",
+        clustering_line(manifest.clustering),
+        "",
+        "| cluster | domains | source set | graph |",
+        "|---:|---|---|---|",
+        *rows,
+        "",
+    ]
 
 
 def _number(value: float | None, spec: str) -> str:

@@ -10,10 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from export.card import cluster_graphs, clustering_line
 from export.errors import ExportError
 from service.contract.bundle import Bundle
 from service.contract.errors import ContractError
-from service.contract.manifest import Manifest
+from service.contract.manifest import Clustering, Manifest
 from service.contract.store import ModelStore
 
 app = typer.Typer(
@@ -61,11 +62,12 @@ def build(
     )
     with console.status("read the run") as status:
         bundle = build_bundle(RunFolder.open(run), ModelStore(store), options, progress=status.update)
-    graph = next(iter(bundle.manifest.graphs.values()))
+    worst = max(graph.max_error or 0.0 for graph in bundle.manifest.graphs.values())
     size = sum(entry.num_bytes for entry in bundle.manifest.files.values())
     console.print(
         f"bundle {bundle.bundle_id[:12]} in {store}: {len(bundle.manifest.domains)} domains, "
-        f"{size / 2**20:.1f} MiB, parity |dp| <= {graph.max_error:.1e}"
+        f"{len(bundle.manifest.graphs)} {'graph' if len(bundle.manifest.graphs) == 1 else 'graphs'}, "
+        f"{size / 2**20:.1f} MiB, parity |dp| <= {worst:.1e}"
     )
     if alias:
         console.print(f"alias '{alias}' points at it; serve it with: ctr-serve run --store {store}")
@@ -88,6 +90,8 @@ def inspect(bundle: BundleArgument = "stable", store: StoreOption = Path("models
     opened = ModelStore(store).open(bundle, verify=False)
     console.print(f"[bold]{opened.manifest.name}[/bold] {opened.manifest.model} {opened.bundle_id}")
     console.print(_graph_table(opened))
+    if opened.manifest.clustering is not None:
+        console.print(_cluster_table(opened.manifest, opened.manifest.clustering))
     console.print(_domain_table(opened.manifest))
 
 
@@ -110,6 +114,16 @@ def _graph_table(bundle: Bundle) -> Table:
         error = "" if graph.max_error is None else f"{graph.max_error:.1e}"
         nodes = str(graph.options.get("num_nodes", ""))
         table.add_row(name, graph.form, graph.precision, nodes, f"{size:.1f}", error)
+    return table
+
+
+def _cluster_table(manifest: Manifest, clustering: Clustering) -> Table:
+    table = Table(
+        "cluster", "domains", "sources", "graph", title="Clusters", caption=clustering_line(clustering)
+    )
+    for k, cluster in enumerate(clustering.clusters):
+        names = ", ".join(cluster.domains), ", ".join(cluster.sources)
+        table.add_row(str(k), *names, ", ".join(cluster_graphs(manifest, k)))
     return table
 
 

@@ -155,12 +155,14 @@ def _manifest(
 ) -> Manifest:
     metrics = {part: run.metrics[part] for part in ("valid", "test") if run.metrics.get(part)}
     unknown = run.part_of(run.schema.num_domains)
+    clusters = {} if run.clustering is None else run.clustering.cluster_of
     return Manifest(
         name=options.name,
         model=str(run.metrics.get("model", "")),
         schema_digest=run.schema.digest,
         domains={
-            name: _domain(run, name, index, errors[index]) for index, name in enumerate(run.schema.domains)
+            name: _domain(run, name, index, errors[index], cluster=clusters.get(name))
+            for index, name in enumerate(run.schema.domains)
         },
         unknown_domain=UnknownDomain(
             policy=options.unknown_domain,
@@ -168,6 +170,7 @@ def _manifest(
             calibration=_calibration(unknown, run.schema.num_domains),
         ),
         graphs=graphs,
+        clustering=run.clustering,
         metrics={p: {k: v for k, v in m.items() if k != "domains"} for p, m in metrics.items()},
         features=snapshot,
         feature_time_ms=run.prepared.feature_time_ms,
@@ -176,7 +179,9 @@ def _manifest(
     )
 
 
-def _domain(run: RunFolder, name: str, index: int, parity_error: float) -> DomainEntry:
+def _domain(
+    run: RunFolder, name: str, index: int, parity_error: float, *, cluster: int | None
+) -> DomainEntry:
     metrics: dict[str, float | None] = {"parity_error": parity_error}
     for split in ("valid", "test"):
         figures: dict[str, Any] = run.metrics.get(split, {}).get("domains", {}).get(name, {})
@@ -186,6 +191,7 @@ def _domain(run: RunFolder, name: str, index: int, parity_error: float) -> Domai
     return DomainEntry(
         index=index,
         graph=part.key,
+        cluster=cluster,
         num_train_rows=run.prepared.domain_rows["train"].get(name, 0),
         calibration=_calibration(part, index),
         mean_score=valid.get("mean_score"),

@@ -1,6 +1,11 @@
 """A finished training run, as export reads it.
 
-config.yaml  model.pt  calibration.json  metrics.json  prepared/
+    config.yaml  metrics.json  prepared/  calibration.json
+    model.pt                                   of a run of one model
+    clusters/assignment.json                   of a run with clusters
+    cluster-<k>/{model.pt,calibration.json}    of a split run, one folder per cluster
+
+Invariant: every domain and the unknown one are served by exactly one part.
 """
 
 from __future__ import annotations
@@ -12,21 +17,22 @@ from typing import Any
 
 import numpy as np
 
+from export.clusters import SPLIT, read_clustering, require_described, require_towers, served_domains
 from export.errors import RunError
 from export.graph import CalibratorTable, ScoringGraph
 from export.onnx_export import Form
 from export.rows import RowSampler, Snapshot
 from service.contract.encode import EncodedBlock
+from service.contract.manifest import Clustering
 from service.contract.schema import Entity, FeatureSchema
 from training.data.dataset import RowReader
 from training.data.prepared import PreparedDataset
+from training.engine import artefacts
 from training.engine.artefacts import load_model
 from training.engine.calibrate import Calibrator
 from training.models.base import CtrModel
 
 CONTEXT_ROWS = 4096
-
-
 WHOLE = "whole"
 
 
@@ -67,6 +73,7 @@ class RunFolder:
         prepared: The data it was trained on, with its feature snapshot.
         metrics: Content of `metrics.json`.
         config_text: Content of `config.yaml`.
+        clustering: Clusters of the domains; None when the run has none.
     """
 
     path: Path
@@ -75,26 +82,35 @@ class RunFolder:
     prepared: PreparedDataset
     metrics: dict[str, Any]
     config_text: str
+    clustering: Clustering | None = None
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
         """Read a run.
 
         Raises:
-            RunError: A file is missing, or the parts were made for different schemas.
+            RunError: A file is missing, the files do not belong together, or the folder is only a part of
+                a run.
         """
+        run = artefacts.RunFolder(path)
+        if run.cluster.exists():
+            raise RunError(
+                f"{path} holds the model of one cluster; export the run it is part of: {path.parent}"
+            )
         for name in ("config.yaml", "metrics.json", "prepared"):
             if not (path / name).exists():
                 raise RunError(f"{path / name} is missing; is '{path}' a finished `ctr-train run`?")
         prepared = PreparedDataset.open(path / "prepared")
-        every_domain = tuple(range(prepared.schema.num_domains + 1))
+        metrics = json.loads((path / "metrics.json").read_text())
+        clustering = read_clustering(run, prepared.schema, metrics)
         return cls(
             path=path,
-            parts=(_read_part(path, prepared.schema, key=WHOLE, form="whole", domains=every_domain),),
+            parts=read_parts(run, prepared.schema, clustering),
             schema=prepared.schema,
             prepared=prepared,
-            metrics=json.loads((path / "metrics.json").read_text()),
+            metrics=metrics,
             config_text=(path / "config.yaml").read_text(),
+            clustering=clustering,
         )
 
     def part_of(self, domain: int) -> Part:
@@ -123,6 +139,66 @@ class RunFolder:
         )
 
 
+def read_parts(
+    run: artefacts.RunFolder, schema: FeatureSchema, clustering: Clustering | None
+) -> tuple[Part, ...]:
+    """One model of all domains, or one of each cluster.
+
+    Raises:
+        RunError: A part is missing, damaged or does not go with the clusters.
+    """
+    if clustering is not None and clustering.version == SPLIT:
+        return _cluster_parts(run, schema, clustering)
+    every_domain = tuple(range(schema.num_domains + 1))
+    part = _read_part(run.root, schema, key=WHOLE, form="whole", domains=every_domain)
+    if clustering is not None:
+        require_towers(part.model, clustering, schema, run=run)
+    return (part,)
+
+
+def _cluster_parts(
+    run: artefacts.RunFolder, schema: FeatureSchema, clustering: Clustering
+) -> tuple[Part, ...]:
+    folders = run.parts
+    if len(folders) != len(clustering.clusters):
+        raise RunError(
+            f"{run.root}: {len(folders)} cluster folders in a row from cluster-0, the assignment has "
+            f"{len(clustering.clusters)} clusters; finish the run with `ctr-train run --resume`"
+        )
+    pooled = _read_calibrator(run.root, schema)
+    parts = []
+    for k, folder in enumerate(folders):
+        require_described(folder, clustering, k)
+        served = served_domains(clustering, schema, k)
+        part = _read_part(folder.root, schema, key=f"cluster-{k}", form="cluster", domains=served)
+        _require_same_lines(part.calibrator, pooled, served, folder=folder)
+        parts.append(part)
+    return tuple(parts)
+
+
+def _require_same_lines(
+    own: Calibrator, pooled: Calibrator, served: tuple[int, ...], *, folder: artefacts.RunFolder
+) -> None:
+    """Offline figures used the pooled lines; the graph gets the part's own."""
+    for d in served:
+        if (own.scale[d], own.bias[d]) != (pooled.scale[d], pooled.bias[d]):
+            name = (*own.domains, "(unknown)")[d]
+            raise RunError(f"{folder.calibration}: the line of domain '{name}' is not that of the whole run")
+
+
+def _read_calibrator(folder: Path, schema: FeatureSchema) -> Calibrator:
+    _require_file(folder, "calibration.json")
+    calibrator = Calibrator.load(folder / "calibration.json")
+    if calibrator.domains != schema.domains:
+        raise RunError(f"{folder}: calibration.json and the prepared data list different domains")
+    return calibrator
+
+
+def _require_file(folder: Path, name: str) -> None:
+    if not (folder / name).exists():
+        raise RunError(f"{folder / name} is missing; finish the run with `ctr-train run --resume`")
+
+
 def _read_part(
     folder: Path, schema: FeatureSchema, *, key: str, form: Form, domains: tuple[int, ...]
 ) -> Part:
@@ -131,11 +207,7 @@ def _read_part(
     Raises:
         RunError: A file is missing, or the calibrators are of other domains.
     """
-    for name in ("model.pt", "calibration.json"):
-        if not (folder / name).exists():
-            raise RunError(f"{folder / name} is missing; finish the run with `ctr-train run --resume`")
-    calibrator = Calibrator.load(folder / "calibration.json")
-    if calibrator.domains != schema.domains:
-        raise RunError(f"{folder}: calibration.json and the prepared data list different domains")
+    _require_file(folder, "model.pt")
+    calibrator = _read_calibrator(folder, schema)
     model = load_model(folder / "model.pt", schema).eval()
     return Part(key=key, form=form, model=model, calibrator=calibrator, domains=domains)

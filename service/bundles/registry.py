@@ -41,7 +41,7 @@ class Route:
         index: (1,) int64, the domain's row in the graph's tables.
         graph: Key of the graph.
         predictor: The graph, ready to run.
-        cluster: Of the domain, when it has one.
+        cluster: Of the domain, when it has one; of unknown domains, the default cluster.
         listed: False for the route of unknown domains.
     """
 
@@ -143,7 +143,9 @@ def _routes(
     if (manifest.unknown_domain.policy if policy == "manifest" else policy) == "reject":
         return routes, None
     graph = manifest.unknown_domain.graph
-    return routes, Route(_index(bundle.schema.num_domains), graph, predictors[graph], None, listed=False)
+    cluster = None if manifest.clustering is None else manifest.clustering.default_cluster
+    unknown = Route(_index(bundle.schema.num_domains), graph, predictors[graph], cluster, listed=False)
+    return routes, unknown
 
 
 def _index(domain: int) -> NDArray[np.int64]:

@@ -7,9 +7,10 @@ which itself holds the sha256 of every other file: the id pins the whole content
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, Final, Literal
+from collections import Counter
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 
 from service.contract.schema import Frozen
 
@@ -125,6 +126,58 @@ class Mask(Frozen):
     density: float = Field(ge=0, le=1)
 
 
+class Cluster(Frozen):
+    """One cluster of domains.
+
+    Attributes:
+        domains: Target set T_k, the domains it serves.
+        sources: Source set S_k, the domains whose rows train it.
+    """
+
+    domains: tuple[str, ...]
+    sources: tuple[str, ...]
+
+
+class Clustering(Frozen):
+    """How domains were grouped.
+
+    Attributes:
+        version: `end_to_end` or `two_stage`, a tower of one model for each, or `split`, a model for each.
+        method: How they were found.
+        num_updates: Updates that led to them; 0 where a method has none.
+        assignment: Digest of the artefact they were read from.
+        clusters: By number; their target sets partition the domains.
+        default_cluster: Serves domains that the bundle does not list.
+    """
+
+    version: str
+    method: str
+    num_updates: int = Field(ge=0)
+    assignment: Sha256
+    clusters: tuple[Cluster, ...]
+    default_cluster: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _valid(self) -> Self:
+        if self.default_cluster >= len(self.clusters):
+            raise ValueError(
+                f"default_cluster {self.default_cluster}; there are {len(self.clusters)} clusters"
+            )
+        for k, cluster in enumerate(self.clusters):
+            if twice := _repeated(cluster.sources):
+                raise ValueError(f"cluster {k} has the source {twice!r} twice")
+            if strangers := sorted(set(cluster.sources) - set(self.cluster_of)):
+                raise ValueError(f"cluster {k} has the source {strangers[0]!r}, which no cluster serves")
+        if twice := _repeated([name for cluster in self.clusters for name in cluster.domains]):
+            raise ValueError(f"domain {twice!r} is in two clusters, or twice in one")
+        return self
+
+    @property
+    def cluster_of(self) -> dict[str, int]:
+        """Cluster of each domain."""
+        return {name: k for k, cluster in enumerate(self.clusters) for name in cluster.domains}
+
+
 class Provenance(Frozen):
     """Where the bundle came from."""
 
@@ -143,6 +196,7 @@ class Manifest(Frozen):
         model: Method and variant, e.g. `mmoe`.
         name: Name of the served model in URLs and metrics.
         schema_digest: Must equal the digest of `schema.json`.
+        clustering: How domains were grouped; None when they were not.
         metrics: Offline figures of the whole set by part, e.g. {"test": {"total_auc": 0.75}}.
         features: Files of the embedded feature snapshot by entity; empty when there is none.
         files: Every file of the bundle but the manifest.
@@ -157,15 +211,25 @@ class Manifest(Frozen):
     unknown_domain: UnknownDomain
     graphs: dict[str, Graph]
     masks: dict[str, Mask] = {}
+    clustering: Clustering | None = None
     metrics: dict[str, dict[str, Any]] = {}
     features: dict[Literal["user", "item"], SnapshotFiles] = {}
     feature_time_ms: int | None = None
     provenance: Provenance
     files: dict[FilePath, FileEntry]
 
+    @model_validator(mode="after")
+    def _clusters_agree(self) -> Self:
+        if self.clustering is not None:
+            _check_domains(self.clustering, self.domains)
+            _check_graphs(self)
+        return self
+
     def canonical(self) -> bytes:
         """The bytes that are stored and hashed."""
-        return self.model_dump_json(indent=1).encode()
+        # Absent rather than null: the id of a bundle without clusters does not depend on the field.
+        absent = {"clustering"} if self.clustering is None else None
+        return self.model_dump_json(indent=1, exclude=absent).encode()
 
     @property
     def bundle_id(self) -> str:
@@ -180,6 +244,45 @@ class SnapshotFiles(Frozen):
     ints: FilePath
     floats: FilePath
     num_rows: int = Field(ge=0)
+
+
+def _check_domains(clustering: Clustering, domains: dict[str, DomainEntry]) -> None:
+    """Target sets partition the domains, and each entry names its own."""
+    cluster_of = clustering.cluster_of
+    if odd := sorted(set(cluster_of) ^ set(domains)):
+        where = (
+            "no cluster" if odd[0] in domains else f"cluster {cluster_of[odd[0]]} but not among the domains"
+        )
+        raise ValueError(f"domain {odd[0]!r} is in {where}")
+    for name, entry in domains.items():
+        if entry.cluster != cluster_of[name]:
+            raise ValueError(
+                f"domain {name!r} says cluster {entry.cluster}, cluster {cluster_of[name]} lists it"
+            )
+
+
+def _check_graphs(manifest: Manifest) -> None:
+    """A graph of form `cluster` serves one cluster; a cluster has one graph beside those of its domains."""
+    clustering = manifest.clustering
+    if clustering is None:
+        return
+    served = [(entry.cluster, entry.graph) for entry in manifest.domains.values()]
+    served.append((clustering.default_cluster, manifest.unknown_domain.graph))
+    graph_of: dict[int | None, str] = {}
+    owner: dict[str, int | None] = {}
+    for cluster, key in served:
+        graph = manifest.graphs.get(key)
+        if graph is None or graph.form == "domain":
+            continue
+        if graph_of.setdefault(cluster, key) != key:
+            raise ValueError(f"cluster {cluster} is served by graphs {graph_of[cluster]!r} and {key!r}")
+        if graph.form == "cluster" and owner.setdefault(key, cluster) != cluster:
+            raise ValueError(f"graph {key!r} is of one cluster but serves {owner[key]} and {cluster}")
+
+
+def _repeated(names: tuple[str, ...] | list[str]) -> str | None:
+    name, count = next(iter(Counter(names).most_common(1)), (None, 0))
+    return name if count > 1 else None
 
 
 Manifest.model_rebuild()
