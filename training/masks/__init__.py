@@ -1,0 +1,1 @@
+"""Search of the masks by which domains use an expert pyramid."""
