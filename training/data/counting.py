@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
 
 from service.contract.schema import MISSING_ID, CategoricalFeature, Entity, NumericFeature
 from training.data.asof import AsOfCounts, CountBuilder
 from training.data.columns import Codes, Ints
 from training.data.entities import EntityTable
-from training.data.errors import DescriptionError
+from training.data.errors import DescriptionError, LeakError
 from training.data.fit import raw_column
 from training.data.leak import SAMPLE_ROWS, RowSample
 from training.data.log import TRAIN, Cuts, Log, LogBatch, Progress
@@ -35,18 +34,25 @@ def count_log(
     tables: Mapping[Entity, EntityTable],
     progress: Progress,
 ) -> tuple[list[KeyStatistic], RowSample]:
-    """Count every key of the description over the train rows."""
+    """Count every key of the description over the train rows.
+
+    Raises:
+        LeakError: Statistics go by the order of rows, and the log is not in time order.
+    """
     description, schema = log.description, reader.schema
     spec = description.statistics
     codes = {key.key[0]: _holder_codes(reader, tables, key.key[0]) for key in spec.keys}
     wanted = {_key(key) for key in spec.keys} | {(key.key[0], None) for key in spec.keys if key.parent}
     builders = {key: CountBuilder(1 + len(spec.targets)) for key in sorted(wanted, key=str)}
     sample = RowSample(stride=max(1, -(-scan.train_rows // SAMPLE_ROWS)))
+    last_ms = np.iinfo(np.int64).min
     columns = row_columns(description) | {log.target_column(t) for t in spec.targets}
     for batch in log.batches(columns, cuts=cuts, phase="count", progress=progress):
-        train = LogBatch(batch.start, batch.table.filter(pa.array(batch.split() == TRAIN)), log, cuts)
+        train = batch.only(batch.split() == TRAIN)
         if not len(train):
             continue
+        if spec.snapshot == "order":
+            last_ms = _in_order(train, last_ms)
         rows = reader.read(train)
         sample.add(rows.user, rows.item, rows.context, train.target("label"))
         ones = np.ones(len(train), dtype=np.int64)
@@ -58,6 +64,19 @@ def count_log(
     counts = {key: builder.build() for key, builder in builders.items()}
     rates = scan.clicks[1:] / scan.train_rows
     return [_statistic(reader, key, codes, counts, rates, scan.train_rows) for key in spec.keys], sample
+
+
+def _in_order(batch: LogBatch, last_ms: int) -> int:
+    """Time of the last row; refuses a row that is earlier than the one before it, or than `last_ms`."""
+    times = np.concatenate([np.array([last_ms]), batch.time_ms()])
+    wrong = np.flatnonzero(times[1:] < times[:-1])
+    if len(wrong):
+        place = int(batch.positions[wrong[0]])
+        raise LeakError(
+            f"statistics.snapshot: 'order' needs train rows in time order, but row {place} is earlier than "
+            "the one before it; sort the log, or use another snapshot"
+        )
+    return int(times[-1])
 
 
 def _key(spec: KeySpec) -> Key:

@@ -7,7 +7,7 @@ every pass over a `Log` yields the same rows in the same order, and never holds 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from training.data.columns import Ints, binary, distinct, numbers, one_array
 from training.data.errors import DescriptionError, TableError
 from training.data.source import DataSource
 from training.data.table import DatasetDescription, TimeColumn
+from training.data.where import Where, passing
 
 BATCH_ROWS = 32_768
 SPLITS = ("train", "valid", "test")
@@ -49,12 +50,26 @@ class Cuts:
 
 @dataclass(frozen=True)
 class LogBatch:
-    """Some rows of the log; columns are read and checked when they are asked for."""
+    """Some rows of the log; columns are read and checked when they are asked for.
 
-    start: int
+    Attributes:
+        positions: (n,) int64 place of each row in the log's files, rows that `where` leaves out counted.
+        table: n raw rows.
+    """
+
+    positions: Ints
     table: pa.Table
     log: Log
     cuts: Cuts | None
+
+    @property
+    def start(self) -> int:
+        """Position of the first row, 0 without rows."""
+        return int(self.positions[0]) if len(self.positions) else 0
+
+    def only(self, mask: NDArray[np.bool_]) -> LogBatch:
+        """The rows marked in (n,) `mask`."""
+        return replace(self, positions=self.positions[mask], table=self.table.filter(pa.array(mask)))
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -117,7 +132,7 @@ class LogBatch:
 
 @dataclass(frozen=True)
 class Log:
-    """The interactions of a source."""
+    """The interactions of a source; `num_rows` counts those of the files, before `where`."""
 
     source: DataSource
     num_rows: int = field(init=False)
@@ -164,16 +179,35 @@ class Log:
         phase: str = "read",
         progress: Progress = silent,
     ) -> Iterator[LogBatch]:
-        """Yield the log once, in file order, with the named columns."""
-        wanted = sorted(set(columns))
+        """Yield the log once, in file order, with the named columns; only rows that `where` lets pass.
+
+        Raises:
+            DescriptionError: A column that some file lacks, or a value of `where` that is none of its values.
+            TableError: No row passes.
+        """
+        where = self.description.where
+        wanted = sorted({*columns, *where})
         self.require(wanted)
-        done = 0
+        done = kept = 0
         for path in self.source.interactions:
             with pq.ParquetFile(path, pre_buffer=False) as file:
                 for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=wanted):
-                    yield LogBatch(done, pa.Table.from_batches([batch]), self, cuts)
+                    whole = LogBatch(
+                        done + np.arange(batch.num_rows), pa.Table.from_batches([batch]), self, cuts
+                    )
+                    part = whole.only(passing(whole.table, where)) if where else whole
+                    if len(part):
+                        yield part
+                    kept += len(part)
                     done += batch.num_rows
                     progress(phase, done, self.num_rows)
+        if not kept:
+            raise TableError(f"where: none of {done} rows has {_shown(where)}")
+
+
+def _shown(where: Where) -> str:
+    """The conditions in words."""
+    return " and ".join(f"{name} in {list(v) if isinstance(v, tuple) else [v]}" for name, v in where.items())
 
 
 def to_ms(array: pa.Array, time: TimeColumn, place: str) -> Ints:
@@ -190,7 +224,9 @@ def to_ms(array: pa.Array, time: TimeColumn, place: str) -> Ints:
     if not pa.types.is_integer(array.type):
         raise TableError(f"{place}: type {array.type} is no time; allowed: timestamp, or integers in a unit")
     values = array.cast(pa.int64()).to_numpy(zero_copy_only=False)
-    return np.asarray({"s": values * 1000, "ms": values, "us": values // 1000}[time.unit], dtype=np.int64)
+    return np.asarray(
+        {"s": values * 1000, "ms": values, "step": values, "us": values // 1000}[time.unit], dtype=np.int64
+    )
 
 
 def local_hours(time_ms: Ints, offset_h: float) -> Ints:

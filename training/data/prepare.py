@@ -124,7 +124,7 @@ def check_columns(log: Log) -> None:
     c = description.columns
     optional = {name for name in (c.weight, c.true_probability) if name is not None}
     targets = {log.target_column(target) for target in description.statistics.targets}
-    log.require(row_columns(description) | optional | targets)
+    log.require(row_columns(description) | optional | targets | set(description.where))
 
 
 def _encode_entities(
@@ -171,6 +171,10 @@ def _info(
         "data_digest": source.digest(),
         "schema_digest": schema.digest,
         "rows": rows,
+        "where": {
+            "conditions": source.description.model_dump(mode="json")["where"],
+            "rows_left_out": Log(source).num_rows - sum(rows.values()),
+        },
         "domains": by_split,
         "unknown_domains": {
             split: {n: count for n, count in found.items() if n not in known}

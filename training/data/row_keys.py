@@ -79,6 +79,7 @@ class RowKeyReader:
             context=self._context.encode(ContextColumns(batch), len(batch)),
             period=period_of(
                 batch.time_ms(),
+                batch.positions,
                 statistics.snapshot,
                 columns.time.timezone_offset_h if offset is None else offset,
             ),

@@ -102,7 +102,7 @@ def scan_log(
         split, time_ms = batch.split(), batch.time_ms()
         scan.spans.add(split, time_ms)
         scan.note_domains(*batch.domain_names(), split.astype(np.int64))
-        train = LogBatch(batch.start, batch.table.filter(pa.array(split == TRAIN)), log, cuts)
+        train = batch.only(split == TRAIN)
         if not len(train):
             continue
         for table, column in ((users, description.columns.user), (items, description.columns.item)):

@@ -18,7 +18,7 @@ from training.data.log import SPLITS, Cuts, Log
 from training.data.table import TimeColumn
 
 _BINS = 1 << 20
-_UNIT_MS = {"s": 1000.0, "ms": 1.0, "us": 0.001}
+_UNIT_MS = {"s": 1000.0, "ms": 1.0, "step": 1.0, "us": 0.001}
 
 
 def plan_cuts(log: Log) -> Cuts | None:

@@ -39,8 +39,15 @@ _PERIOD_HOURS = {"h": 1, "d": 24}
 RATE_FLOOR = 1e-6
 
 
-def period_of(time_ms: Ints, snapshot: str, offset_h: float) -> Ints:
-    """(n,) snapshot period of each row; with `row`, every moment is a period of its own."""
+def period_of(time_ms: Ints, positions: Ints, snapshot: str, offset_h: float) -> Ints:
+    """(n,) snapshot period of each row.
+
+    With `row`, every moment is a period of its own; with `order`, every row, by its position in the log:
+    rows of one moment then see those before them, as in the ordered target statistics of CatBoost
+    (Prokhorenkova et al., NeurIPS 2018, section 3.2), which is what coarse times need.
+    """
+    if snapshot == "order":
+        return positions
     if snapshot == "row":
         return time_ms
     span_ms = int(snapshot[:-1]) * _PERIOD_HOURS[snapshot[-1]] * HOUR_MS

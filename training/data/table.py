@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from service.contract.schema import Entity, Name
+from training.data.where import Value
 
 Many = str | tuple[str, ...]
 
@@ -52,7 +53,9 @@ class TimeColumn(Strict):
     """When the row was shown; a timestamp column needs no unit."""
 
     column: str
-    unit: Literal["s", "ms", "us"] = "ms"
+    unit: Literal["s", "ms", "us", "step"] = Field(
+        default="ms", description="`step`: whole numbers that only rise; no clock time can be had from them."
+    )
     timezone_offset_h: float = Field(
         default=0.0, ge=-14, le=14, description="Local time minus UTC, in hours."
     )
@@ -196,7 +199,11 @@ class KeySpec(Strict):
 class StatisticsSpec(Strict):
     """Aggregates of past rows, as of the start of each row's snapshot period."""
 
-    snapshot: str = Field(default="1d", pattern=r"^([1-9][0-9]*[dh]|row)$", description="Period, or `row`.")
+    snapshot: str = Field(
+        default="1d",
+        pattern=r"^([1-9][0-9]*[dh]|row|order)$",
+        description="Period; `row`: each moment; `order`: each row, in a log that is written in time order.",
+    )
     timezone_offset_h: float | None = Field(
         default=None, ge=-14, le=14, description="Default: the time column's."
     )
@@ -307,6 +314,11 @@ class DatasetDescription(Strict):
     interactions: Many = Field(description="Parquet file, list of files, or glob.")
     users: EntityFile | None = None
     items: EntityFile | None = None
+    where: Annotated[
+        dict[str, Value | Annotated[tuple[Value, ...], Field(min_length=1)]], BeforeValidator(_empty)
+    ] = Field(
+        default={}, description="Rows to read: column -> value, or list of values. Others are left out."
+    )
     columns: Columns
     split: Annotated[SplitRule, BeforeValidator(_empty)] = SplitRule()
     outcomes: tuple[str, ...] = ()

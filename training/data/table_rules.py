@@ -37,6 +37,8 @@ def check_description(description: DatasetDescription) -> None:
             raise DescriptionError(f"features: the name '{name}' is used twice")
     _check_split(description)
     _check_roles(description)
+    _check_where(description)
+    _check_steps(description)
     for feature in description.features:
         _check_inputs(description, feature)
         for place, choice in encoder_choices(feature):
@@ -111,6 +113,32 @@ def _check_roles(description: DatasetDescription) -> None:
         if column in _roles(description):
             raise DescriptionError(
                 f"columns.{field}: column '{column}' {_roles(description)[column]}; it cannot be an input"
+            )
+
+
+def _check_where(description: DatasetDescription) -> None:
+    told = dict.fromkeys(description.outcomes, "an outcome") | {description.columns.label: "the label"}
+    for column in description.where:
+        if column in told:
+            raise DescriptionError(
+                f"where: column '{column}' is {told[column]}; rows cannot be chosen by what followed them"
+            )
+
+
+def _check_steps(description: DatasetDescription) -> None:
+    """Steps have no hour, so nothing may ask for one."""
+    if description.columns.time.unit != "step":
+        return
+    snapshot = description.statistics.snapshot
+    if description.statistics.keys and snapshot not in ("row", "order"):
+        raise DescriptionError(
+            f"statistics.snapshot: {snapshot!r}, but the time column counts steps; allowed: row, order"
+        )
+    for feature in description.features:
+        if isinstance(feature, CategoricalSpec) and isinstance(feature.column, TimePart):
+            raise DescriptionError(
+                f"features: '{feature.name}' wants the {feature.column.from_time}, but the time column "
+                "counts steps"
             )
 
 

@@ -149,6 +149,5 @@ def write_rows(
             for index, writer in enumerate(writers):
                 mask = split == index
                 if mask.any():
-                    part = LogBatch(batch.start, batch.table.filter(pa.array(mask)), log, cuts)
-                    writer.write(encoder.encode(part, train=index == TRAIN))
+                    writer.write(encoder.encode(batch.only(mask), train=index == TRAIN))
         return {name: writer.rows for name, writer in zip(SPLITS, writers, strict=True)}
