@@ -1,40 +1,29 @@
-"""`ctr-train`: prepare data, train, evaluate, report.
+"""`ctr-train`: prepare data, train, evaluate, compare, report.
 
-Commands only parse arguments, call one function of the package each, and print. Invariant: an expected
-error (bad config, bad data, an unusable folder, a full disk) ends in one line on stderr and exit code 1, a
-wrong command line in exit code 2; neither shows a traceback.
+Commands only parse arguments, call one function of the package each, and print. They import what they call
+when they are called, so that `--help` does not wait for torch. Invariant: an expected error (bad config, bad
+data, an unusable folder, a full disk) ends in one line on stderr and exit code 1, a wrong command line in
+exit code 2; neither shows a traceback.
 """
+
+from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from service.contract.errors import ContractError
-from training.clustering.cluster_run import Job, find_clusters
-from training.clustering.errors import ClusteringError
-from training.config import ConfigError, RunConfig, load_config
-from training.data.errors import DataError
-from training.data.prepare import prepare
-from training.data.prepared import MANIFEST_FILE, PreparedDataset
-from training.data.source import open_data, recipe_names
-from training.data.synthetic import PRESETS, generate
-from training.engine.artefacts import RunFolder
-from training.engine.errors import EngineError, RunError
-from training.engine.fit import EVALUATED_SPLITS, evaluate_run, run_training
-from training.engine.run import refuse_taken
-from training.metrics import MetricError
-from training.report import HEADLINE, write_report
-from training.report_clusters import write_cluster_report
 from training.track import Watcher, bars
 
-EXPECTED_ERRORS = (ConfigError, ClusteringError, EngineError, DataError, MetricError, ContractError, OSError)
-"""Errors that mean wrong input or a wrong world, not a wrong program."""
+if TYPE_CHECKING:
+    from training.config import RunConfig
+    from training.data.prepared import PreparedDataset
+    from training.engine.artefacts import RunFolder
 
 INTERRUPTED = 130
 
@@ -48,31 +37,37 @@ out_console = Console()
 error_console = Console(stderr=True)
 
 RunArgument = Annotated[Path, typer.Argument(help="A run folder, the OUT of `ctr-train run`.")]
+ConfigOption = Annotated[Path, typer.Option(help="YAML config, e.g. training/configs/synthetic_mmoe.yaml.")]
+DataOption = Annotated[
+    Path | None, typer.Option(help="Raw data: a folder with dataset.yaml, or the one the recipe reads.")
+]
+PreparedOption = Annotated[
+    Path | None,
+    typer.Option(help="Prepared data: used if it is there, else made from --data. Default: OUT/prepared."),
+]
+OverrideOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a config key; repeatable."),
+]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")]
 
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Option(help="YAML config, e.g. training/configs/synthetic_mmoe.yaml.")],
+    config: ConfigOption,
     out: Annotated[Path, typer.Option(help="Run folder to fill; made if missing.")],
-    data: Annotated[
-        Path | None, typer.Option(help="Raw data: a folder with dataset.yaml, or the one the recipe reads.")
-    ] = None,
-    prepared: Annotated[
-        Path | None,
-        typer.Option(
-            help="Prepared data: used if it is there, else made from --data. Default: OUT/prepared."
-        ),
-    ] = None,
-    override: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a config key; repeatable."),
-    ] = None,
+    data: DataOption = None,
+    prepared: PreparedOption = None,
+    override: OverrideOption = None,
     *,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")
-    ] = False,
+    resume: ResumeOption = False,
 ) -> None:
     """Train one model, calibrate and evaluate it, and write the run folder with its report."""
+    from training.config import load_config
+    from training.engine.artefacts import RunFolder
+    from training.engine.fit import run_training
+    from training.report import write_report
+
     settings = load_config(config, override or ())
     with bars(error_console) as watcher:
         dataset = _prepared(settings, data=data, cache=prepared, out=out, watcher=watcher)
@@ -86,25 +81,19 @@ def run(
 def cluster(
     config: Annotated[Path, typer.Option(help="YAML config, e.g. training/configs/synthetic_cdc.yaml.")],
     out: Annotated[Path, typer.Option(help="Folder for the clusters; made if missing.")],
-    data: Annotated[
-        Path | None, typer.Option(help="Raw data: a folder with dataset.yaml, or the one the recipe reads.")
-    ] = None,
-    prepared: Annotated[
-        Path | None,
-        typer.Option(
-            help="Prepared data: used if it is there, else made from --data. Default: OUT/prepared."
-        ),
-    ] = None,
-    override: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a config key; repeatable."),
-    ] = None,
+    data: DataOption = None,
+    prepared: PreparedOption = None,
+    override: OverrideOption = None,
     *,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")
-    ] = False,
+    resume: ResumeOption = False,
 ) -> None:
     """Find which domains belong together; `run --set clustering.assignment=OUT/assignment.json` uses it."""
+    from training.clustering.cluster_run import Job, find_clusters
+    from training.config import load_config
+    from training.engine.artefacts import RunFolder
+    from training.engine.run import refuse_taken
+    from training.report_clusters import write_cluster_report
+
     settings = load_config(config, override or ())
     if not resume:
         refuse_taken(RunFolder(out))
@@ -121,11 +110,13 @@ def cluster(
 @app.command()
 def evaluate(
     run_folder: RunArgument,
-    split: Annotated[str, typer.Option(help=f"One of {', '.join(EVALUATED_SPLITS)}.")] = "test",
+    split: Annotated[str, typer.Option(help="valid or test.")] = "test",
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print all metrics, domains too, as JSON.")] = False,
 ) -> None:
     """Score a split again with the stored model and calibrator, and print the metrics."""
+    from training.engine.fit import EVALUATED_SPLITS, evaluate_run
+
     if split not in EVALUATED_SPLITS:
         raise typer.BadParameter(
             f"{split!r} is not one of {', '.join(EVALUATED_SPLITS)}", param_hint="--split"
@@ -141,18 +132,59 @@ def evaluate(
 @app.command()
 def report(run_folder: RunArgument) -> None:
     """Write report.html again from the run folder."""
+    from training.report import write_report
+
     out_console.print(str(write_report(run_folder)), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def study(
+    study: Annotated[
+        Path, typer.Option(help="Study file, e.g. training/configs/studies/cdc_kuairand_tag.yaml.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the study; made if missing.")],
+    data: DataOption = None,
+    seeds: Annotated[int | None, typer.Option(help="Only the first N seeds of the file.", min=1)] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only this variant; repeatable.")] = None,
+    jobs: Annotated[int, typer.Option(help="Runs at a time, each in a process of its own.", min=1)] = 1,
+    *,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep finished runs of OUT and go on with begun ones.")
+    ] = False,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Make the tables and the report again; train nothing.")
+    ] = False,
+) -> None:
+    """Compare models, paired by seed: every variant of a study file against its references."""
+    from training.study.plan import load_plan
+    from training.study.report import REPORT_FILE, write_study
+    from training.study.run import run_study
+
+    plan = load_plan(study)
+    if report_only:
+        tables = write_study(plan, out)
+    else:
+        with bars(error_console) as watcher:
+            tables = run_study(
+                plan, out, data, num_seeds=seeds, only=only or (), jobs=jobs, resume=resume, watcher=watcher
+            )
+    _print_study(tables)
+    out_console.print(f"study {out}, report {out / REPORT_FILE}", highlight=False, soft_wrap=True)
+    if tables["failed"]:
+        raise typer.Exit(1)
 
 
 @data_app.command()
 def synthetic(
     out: Annotated[Path, typer.Option(help="Folder to fill; made if missing.")],
-    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "demo",
+    preset: Annotated[str, typer.Option(help="small or demo.")] = "demo",
     seed: Annotated[
         int | None, typer.Option(help="Seed of every draw; the preset's own if left out.")
     ] = None,
 ) -> None:
     """Write a seeded synthetic multi-domain data set whose true click probabilities are known."""
+    from training.data.synthetic import PRESETS, generate
+
     if preset not in PRESETS:
         raise typer.BadParameter(f"{preset!r} is not one of {', '.join(PRESETS)}", param_hint="--preset")
     settings = PRESETS[preset]
@@ -170,10 +202,14 @@ def prepare_command(
     out: Annotated[Path, typer.Option(help="Folder for the prepared data.")],
     recipe: Annotated[
         str | None,
-        typer.Option(help=f"Shipped description to read the folder by: {', '.join(recipe_names())}."),
+        typer.Option(help="Shipped description to read the folder by, e.g. kuairand_tag."),
     ] = None,
 ) -> None:
     """Encode a raw data set once: schema, statistics, row files per split."""
+    from training.data.prepare import prepare
+    from training.data.prepared import PreparedDataset
+    from training.data.source import open_data
+
     with bars(error_console) as watcher:
         prepare(open_data(data, recipe), out, progress=watcher.reach)
     _print_dataset(PreparedDataset.open(out))
@@ -186,6 +222,8 @@ def describe(
     domains: Annotated[bool, typer.Option("--domains", help="List every domain with its rows.")] = False,
 ) -> None:
     """Show what a prepared data set holds."""
+    from training.data.prepared import PreparedDataset
+
     dataset = PreparedDataset.open(prepared)
     _print_dataset(dataset)
     if domains:
@@ -209,10 +247,11 @@ def guarded(command: Callable[[], Any]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         error_console.print("interrupted; the same command with --resume goes on from the last checkpoint")
         return INTERRUPTED
-    except EXPECTED_ERRORS as error:
-        error_console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        return 1
-    except Exception as error:  # the usage errors of typer's parser, whose class is not public
+    except Exception as error:
+        if isinstance(error, expected_errors()):
+            error_console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+            return 1
+        # The usage errors of typer's parser, whose class is not public.
         if not (hasattr(error, "show") and hasattr(error, "exit_code")):
             raise
         error.show()
@@ -220,10 +259,38 @@ def guarded(command: Callable[[], Any]) -> int:
     return code if isinstance(code, int) else 0
 
 
+def expected_errors() -> tuple[type[Exception], ...]:
+    """Errors that mean wrong input or a wrong world, not a wrong program."""
+    from service.contract.errors import ContractError
+    from training.clustering.errors import ClusteringError
+    from training.config import ConfigError
+    from training.data.errors import DataError
+    from training.engine.errors import EngineError
+    from training.metrics import MetricError
+    from training.study.errors import StudyError
+
+    return (
+        ConfigError,
+        ClusteringError,
+        EngineError,
+        DataError,
+        MetricError,
+        ContractError,
+        StudyError,
+        OSError,
+    )
+
+
 def _prepared(
     config: RunConfig, *, data: Path | None, cache: Path | None, out: Path, watcher: Watcher
 ) -> PreparedDataset:
     """Open the prepared data, made on first use, and link it into the run folder."""
+    from training.data.prepare import prepare
+    from training.data.prepared import MANIFEST_FILE, PreparedDataset
+    from training.data.source import open_data
+    from training.engine.artefacts import RunFolder
+    from training.engine.errors import RunError
+
     home = RunFolder(out).prepared
     folder = home if cache is None else cache
     if not (folder / MANIFEST_FILE).is_file():
@@ -249,7 +316,21 @@ def _print_dataset(dataset: PreparedDataset) -> None:
     )
 
 
+def _print_study(tables: dict[str, Any]) -> None:
+    from training.study.summary import sentences, variant_rows
+
+    heads, rows = variant_rows(tables, ("domain_auc", "total_auc", "logloss"))
+    table = Table(*heads, box=None)
+    for row in rows:
+        table.add_row(*row)
+    out_console.print(table)
+    for line in sentences(tables):
+        out_console.print(f"- {line}", highlight=False, markup=False, soft_wrap=True)
+
+
 def _print_metrics(folder: RunFolder) -> None:
+    from training.engine.fit import EVALUATED_SPLITS
+
     metrics = json.loads(folder.metrics.read_text(encoding="utf-8"))
     columns = {split: metrics[split] for split in EVALUATED_SPLITS}
     if "oracle" in metrics:
@@ -258,6 +339,8 @@ def _print_metrics(folder: RunFolder) -> None:
 
 
 def _print_columns(columns: dict[str, dict[str, Any]]) -> None:
+    from training.report import HEADLINE
+
     table = Table("metric", *columns, box=None)
     for name in (*HEADLINE, "rows", "skipped_domains"):
         table.add_row(name, *(_shown(column[name]) for column in columns.values()))

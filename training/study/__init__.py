@@ -1,0 +1,1 @@
+"""Comparisons of models over seeds: plan, run, compare, report."""
