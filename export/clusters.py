@@ -13,10 +13,12 @@ from service.contract.manifest import Cluster, Clustering
 from service.contract.schema import FeatureSchema
 from training.clustering.assignment import ClusterAssignment, load_assignment
 from training.clustering.errors import AssignmentError
-from training.engine.artefacts import TOWER_TABLE, RunFolder, load_json
+from training.engine.artefacts import RunFolder, load_json
 from training.models.base import CtrModel
 
 SPLIT = "split"
+CLUSTER_TABLES = ("ranker.tower_of_domain", "ranker.gates.cluster_of_domain")
+"""Buffers (D + 1,): each domain's tower or cluster, the unknown one last; a model has one of them."""
 
 
 def read_clustering(run: RunFolder, schema: FeatureSchema, metrics: dict[str, Any]) -> Clustering | None:
@@ -73,7 +75,8 @@ def require_towers(model: CtrModel, clustering: Clustering, schema: FeatureSchem
     Raises:
         RunError: They do not; the message names the first domain.
     """
-    table = model.state_dict().get(TOWER_TABLE)
+    buffers = dict(model.named_buffers())
+    table = next((buffers[name] for name in CLUSTER_TABLES if name in buffers), None)
     if table is None:
         raise RunError(f"{run.model}: has no towers, but the run has {len(clustering.clusters)} clusters")
     cluster_of = clustering.cluster_of

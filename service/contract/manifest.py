@@ -160,9 +160,7 @@ class Clustering(Frozen):
     @model_validator(mode="after")
     def _valid(self) -> Self:
         if self.default_cluster >= len(self.clusters):
-            raise ValueError(
-                f"default_cluster {self.default_cluster}; there are {len(self.clusters)} clusters"
-            )
+            raise ValueError(f"default_cluster {self.default_cluster} of {len(self.clusters)} clusters")
         for k, cluster in enumerate(self.clusters):
             if twice := _repeated(cluster.sources):
                 raise ValueError(f"cluster {k} has the source {twice!r} twice")
@@ -250,15 +248,12 @@ def _check_domains(clustering: Clustering, domains: dict[str, DomainEntry]) -> N
     """Target sets partition the domains, and each entry names its own."""
     cluster_of = clustering.cluster_of
     if odd := sorted(set(cluster_of) ^ set(domains)):
-        where = (
-            "no cluster" if odd[0] in domains else f"cluster {cluster_of[odd[0]]} but not among the domains"
-        )
-        raise ValueError(f"domain {odd[0]!r} is in {where}")
+        if odd[0] in domains:
+            raise ValueError(f"domain {odd[0]!r} is in no cluster")
+        raise ValueError(f"cluster {cluster_of[odd[0]]} lists {odd[0]!r}, which is not among the domains")
     for name, entry in domains.items():
         if entry.cluster != cluster_of[name]:
-            raise ValueError(
-                f"domain {name!r} says cluster {entry.cluster}, cluster {cluster_of[name]} lists it"
-            )
+            raise ValueError(f"domain {name!r}: cluster {entry.cluster}, but {cluster_of[name]} lists it")
 
 
 def _check_graphs(manifest: Manifest) -> None:
