@@ -85,6 +85,9 @@ class Watcher(Protocol):
     def say(self, text: str) -> None:
         """One line worth keeping."""
 
+    def validated(self, epoch: float, value: float) -> None:
+        """A validation after so many passes gave this value of the watched metric; raising ends the run."""
+
 
 class Quiet:
     """Shows nothing: for tests and library use."""
@@ -99,6 +102,9 @@ class Quiet:
         """Nothing."""
 
     def say(self, text: str) -> None:
+        """Nothing."""
+
+    def validated(self, epoch: float, value: float) -> None:
         """Nothing."""
 
 
@@ -131,6 +137,9 @@ class Bars:
     def say(self, text: str) -> None:
         """Print above the bar."""
         self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def validated(self, epoch: float, value: float) -> None:
+        """Nothing: the loop says the same in a line."""
 
 
 @contextmanager

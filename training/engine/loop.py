@@ -271,6 +271,7 @@ class TrainLoop:
             f"epoch {self._epochs_done():.2f}  step {position.step}  total_auc {result.total_auc:.4f}  "
             f"domain_auc {result.domain_auc:.4f}  logloss {result.logloss:.4f}{'  best' if best else ''}"
         )
+        self._watcher.validated(self._epochs_done(), value)
 
     def _epochs_done(self) -> float:
         return round(self.position.epoch + self.position.batch / self._plan.batches_per_epoch, 4)
