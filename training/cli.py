@@ -18,12 +18,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from training.cli_print import out_console, print_columns, print_dataset, print_metrics, print_study
 from training.track import Watcher, bars
 
 if TYPE_CHECKING:
     from training.config import RunConfig
     from training.data.prepared import PreparedDataset
-    from training.engine.artefacts import RunFolder
 
 INTERRUPTED = 130
 
@@ -33,7 +33,6 @@ app = typer.Typer(
 data_app = typer.Typer(help="Make, prepare and describe data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-out_console = Console()
 error_console = Console(stderr=True)
 
 RunArgument = Annotated[Path, typer.Argument(help="A run folder, the OUT of `ctr-train run`.")]
@@ -73,7 +72,7 @@ def run(
         dataset = _prepared(settings, data=data, cache=prepared, out=out, watcher=watcher)
         run_training(settings, dataset, out, resume=resume, watcher=watcher)
     write_report(out)
-    _print_metrics(RunFolder(out))
+    print_metrics(RunFolder(out))
     out_console.print(f"run folder {out}, report {RunFolder(out).report}", highlight=False)
 
 
@@ -126,7 +125,7 @@ def evaluate(
     if as_json:
         sys.stdout.write(json.dumps(metrics, indent=2) + "\n")
     else:
-        _print_columns({split: metrics})
+        print_columns({split: metrics})
 
 
 @app.command()
@@ -168,10 +167,43 @@ def study(
             tables = run_study(
                 plan, out, data, num_seeds=seeds, only=only or (), jobs=jobs, resume=resume, watcher=watcher
             )
-    _print_study(tables)
+    print_study(tables)
     out_console.print(f"study {out}, report {out / REPORT_FILE}", highlight=False, soft_wrap=True)
     if tables["failed"]:
         raise typer.Exit(1)
+
+
+@app.command()
+def tune(
+    config: ConfigOption,
+    space: Annotated[Path, typer.Option(help="YAML file of dotted keys with their ranges or choices.")],
+    out: Annotated[Path, typer.Option(help="Folder of the search; made if missing.")],
+    trials: Annotated[int, typer.Option(help="Trials in all, those of earlier sittings included.", min=1)],
+    data: DataOption = None,
+    prepared: PreparedOption = None,
+    override: OverrideOption = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.", min=0)] = 0,
+    *,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the search in OUT.")] = False,
+) -> None:
+    """Search a config's values by validation, with the same number of trials for every model."""
+    from training.config import load_config
+    from training.tune.report import write_search_report
+    from training.tune.search import BEST_FILE, Search, run_search
+    from training.tune.space import load_space
+
+    given, axes = override or [], load_space(space)
+    settings = load_config(config, given)
+    with bars(error_console) as watcher:
+        dataset = _prepared(settings, data=data, cache=prepared, out=out, watcher=watcher)
+        search = Search(config, given, axes, dataset, out, seed)
+        found = run_search(search, trials, resume=resume, watcher=watcher)
+    out_console.print(
+        f"best validation {settings.training.monitor} {found.best_value:.5f}: {out / BEST_FILE}, report "
+        f"{write_search_report(search, found)}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 @data_app.command()
@@ -212,7 +244,7 @@ def prepare_command(
 
     with bars(error_console) as watcher:
         prepare(open_data(data, recipe), out, progress=watcher.reach)
-    _print_dataset(PreparedDataset.open(out))
+    print_dataset(PreparedDataset.open(out))
 
 
 @data_app.command()
@@ -225,7 +257,7 @@ def describe(
     from training.data.prepared import PreparedDataset
 
     dataset = PreparedDataset.open(prepared)
-    _print_dataset(dataset)
+    print_dataset(dataset)
     if domains:
         table = Table("domain", *dataset.domain_rows, box=None)
         for name in dataset.schema.domains:
@@ -268,6 +300,7 @@ def expected_errors() -> tuple[type[Exception], ...]:
     from training.engine.errors import EngineError
     from training.metrics import MetricError
     from training.study.errors import StudyError
+    from training.tune.errors import TuneError
 
     return (
         ConfigError,
@@ -277,6 +310,7 @@ def expected_errors() -> tuple[type[Exception], ...]:
         MetricError,
         ContractError,
         StudyError,
+        TuneError,
         OSError,
     )
 
@@ -303,54 +337,6 @@ def _prepared(
         home.parent.mkdir(parents=True, exist_ok=True)
         home.symlink_to(cache.resolve(), target_is_directory=True)
     return PreparedDataset.open(folder)
-
-
-def _print_dataset(dataset: PreparedDataset) -> None:
-    rows = ", ".join(f"{split} {sum(counts.values()):,}" for split, counts in dataset.domain_rows.items())
-    schema = dataset.schema
-    out_console.print(
-        f"{schema.name}: {rows}; {schema.num_domains} domains, {len(schema.features)} features, "
-        f"{len(schema.pairs)} pair features; schema {schema.digest[:12]}, data {dataset.data_digest[:12]}",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def _print_study(tables: dict[str, Any]) -> None:
-    from training.study.summary import sentences, variant_rows
-
-    heads, rows = variant_rows(tables, ("domain_auc", "total_auc", "logloss"))
-    table = Table(*heads, box=None)
-    for row in rows:
-        table.add_row(*row)
-    out_console.print(table)
-    for line in sentences(tables):
-        out_console.print(f"- {line}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _print_metrics(folder: RunFolder) -> None:
-    from training.engine.fit import EVALUATED_SPLITS
-
-    metrics = json.loads(folder.metrics.read_text(encoding="utf-8"))
-    columns = {split: metrics[split] for split in EVALUATED_SPLITS}
-    if "oracle" in metrics:
-        columns["test, truth"] = metrics["oracle"]["test"]
-    _print_columns(columns)
-
-
-def _print_columns(columns: dict[str, dict[str, Any]]) -> None:
-    from training.report import HEADLINE
-
-    table = Table("metric", *columns, box=None)
-    for name in (*HEADLINE, "rows", "skipped_domains"):
-        table.add_row(name, *(_shown(column[name]) for column in columns.values()))
-    out_console.print(table)
-
-
-def _shown(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
 if __name__ == "__main__":

@@ -108,6 +108,25 @@ class Quiet:
         """Nothing."""
 
 
+class Unsaid(Quiet):
+    """Passes bars on and keeps the lines of a run to itself: its log has them."""
+
+    def __init__(self, inner: Watcher) -> None:
+        self._inner = inner
+
+    def start(self, job: str, total: int) -> None:
+        """Pass on."""
+        self._inner.start(job, total)
+
+    def advance(self, amount: int = 1, *, note: str = "") -> None:
+        """Pass on."""
+        self._inner.advance(amount, note=note)
+
+    def reach(self, job: str, done: int, total: int) -> None:
+        """Pass on."""
+        self._inner.reach(job, done, total)
+
+
 class Bars:
     """A rich progress bar on a terminal; elsewhere only the lines of `say`."""
 
@@ -154,3 +173,12 @@ def bars(console: Console) -> Iterator[Bars]:
     )
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         yield Bars(progress)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -37,7 +37,7 @@ from training.study.results import (
     require_same_data,
     run_folder,
 )
-from training.track import Quiet, Watcher
+from training.track import Unsaid, Watcher, duration
 
 FAILURES = (ClusteringError, DataError, EngineError, MetricError)
 """Errors that end one run and say nothing about the others; a full disk ends the study."""
@@ -105,15 +105,6 @@ class Progress:
             known = self._seconds.get(variant, every)
             total += sum(known) / len(known) if known else 0.0
         return total / min(self.jobs, max(len(self.todo), 1))
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def run_study(
@@ -285,22 +276,3 @@ def _outcomes(tasks: Sequence[Task], jobs: int, watcher: Watcher) -> Iterator[Ou
                 yield done.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-class Unsaid(Quiet):
-    """Passes bars on and keeps the lines of a run to itself: its log has them."""
-
-    def __init__(self, inner: Watcher) -> None:
-        self._inner = inner
-
-    def start(self, job: str, total: int) -> None:
-        """Pass on."""
-        self._inner.start(job, total)
-
-    def advance(self, amount: int = 1, *, note: str = "") -> None:
-        """Pass on."""
-        self._inner.advance(amount, note=note)
-
-    def reach(self, job: str, done: int, total: int) -> None:
-        """Pass on."""
-        self._inner.reach(job, done, total)

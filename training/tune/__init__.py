@@ -1,0 +1,1 @@
+"""Search of a config's values by validation: space, search, report."""
