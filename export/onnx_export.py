@@ -1,4 +1,4 @@
-"""Write a scoring graph as ONNX, weights in one external file beside it.
+"""Write a scoring graph as ONNX, weights in external files beside it.
 
 Inputs that the model never reads (a block of width 0, say) are removed from the graph, so the
 manifest lists exactly what the service must fill.
@@ -15,11 +15,11 @@ import onnx
 import torch
 
 from export.graph import OUTPUT, ScoringGraph, example_inputs, graph_inputs
+from export.weights import WeightFiles
 from service.contract.manifest import Graph, GraphInput
 from service.contract.schema import FeatureSchema
 
 OPSET = 20
-EXTERNAL_THRESHOLD_BYTES = 1024
 Form = Literal["whole", "cluster", "domain"]
 # Traced with at least two requests and rows, or the exporter bakes a size of one into the graph.
 EXAMPLE_REQUESTS = 3
@@ -27,9 +27,15 @@ EXAMPLE_ROWS = 5
 
 
 def export_graph(
-    graph: ScoringGraph, schema: FeatureSchema, folder: Path, *, name: str = "whole", form: Form = "whole"
+    graph: ScoringGraph,
+    schema: FeatureSchema,
+    folder: Path,
+    *,
+    name: str = "whole",
+    form: Form = "whole",
+    weights: WeightFiles | None = None,
 ) -> Graph:
-    """Export to `folder/graphs/<name>.onnx`, weights to `<name>.bin` beside it.
+    """Export to `folder/graphs/<name>.onnx`, weights to `<name>.bin` beside it unless stored there already.
 
     Args:
         graph: In evaluation mode.
@@ -37,6 +43,7 @@ def export_graph(
         folder: Root of the bundle that is being written.
         name: Key of the graph.
         form: What the graph is specialised for.
+        weights: Of the graphs that were exported to the folder before; None for the first.
 
     Returns:
         The manifest's entry, without the parity figure.
@@ -47,18 +54,12 @@ def export_graph(
     onnx.checker.check_model(proto)
     graphs = folder / "graphs"
     graphs.mkdir(parents=True, exist_ok=True)
-    weights = graphs / f"{name}.bin"
-    onnx.save_model(
-        proto,
-        str(graphs / f"{name}.onnx"),
-        save_as_external_data=True,
-        all_tensors_to_one_file=True,
-        location=weights.name,
-        size_threshold=EXTERNAL_THRESHOLD_BYTES,
-    )
+    weights = WeightFiles(graphs) if weights is None else weights
+    external = weights.move_out(proto, f"{name}.bin")
+    (graphs / f"{name}.onnx").write_bytes(proto.SerializeToString(deterministic=True))
     return Graph(
         file=f"graphs/{name}.onnx",
-        external_files=(f"graphs/{weights.name}",) if weights.exists() else (),
+        external_files=tuple(f"graphs/{file}" for file in external),
         inputs=used_inputs(schema, used),
         output=OUTPUT,
         form=form,

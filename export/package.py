@@ -24,6 +24,7 @@ from export.onnx_export import export_graph
 from export.parity import MAX_ERROR, ParityReport, check_parity, torch_scores
 from export.rows import GraphArrays
 from export.run_folder import Part, RunFolder
+from export.weights import WeightFiles
 from service.contract.bundle import CARD_FILE, GOLDEN_FILE, Bundle
 from service.contract.manifest import (
     Calibration,
@@ -85,10 +86,13 @@ def build_bundle(run: RunFolder, store: ModelStore, options: BuildOptions, *, pr
         graphs: dict[str, Graph] = {}
         golden: dict[str, tuple[GraphArrays, NDArray[np.float32]]] = {}
         errors: dict[int, float] = {}
+        weights = WeightFiles(writer.path / "graphs")
         for part in run.parts:
             progress(f"export graph '{part.key}'")
             graph = part.scoring_graph(run.schema)
-            entry = export_graph(graph, run.schema, writer.path, name=part.key, form=part.form)
+            entry = export_graph(
+                graph, run.schema, writer.path, name=part.key, form=part.form, weights=weights
+            )
             progress(f"check parity of graph '{part.key}' for {len(part.domains)} domains")
             report = _parity(run, part, graph, entry, writer.path)
             errors |= report.domain_errors
