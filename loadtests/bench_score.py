@@ -63,9 +63,9 @@ async def measure_one(app: Application, num_items: int, form: str, seconds: floa
     """Whole requests, their stages alone, and the bare graph on the same rows."""
     scorer, _ = app.serving.require()
     loaded = scorer.loaded
-    stored = loaded.source.items.first_ids(num_items)
+    stored = loaded.source.first_ids(Entity.ITEM, num_items)
     ids = [stored[i % len(stored)] for i in range(num_items)]
-    users = loaded.source.users.first_ids(1)
+    users = loaded.source.first_ids(Entity.USER, 1)
     items: Any = {"id": ids} if form == "columns" else [{"id": i} for i in ids]
     domain = next(iter(loaded.routes))
     body = json.dumps({"domain": domain, "user": {"id": users[0]}, "items": items}).encode()

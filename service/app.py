@@ -20,6 +20,7 @@ from service.api.translate import Limits
 from service.bundles.registry import LoadedBundle
 from service.contract.store import ModelStore
 from service.errors import ServiceError
+from service.features.opening import FeatureSources
 from service.scoring.admission import Admission
 from service.scoring.runner import Runner
 from service.serving import Serving
@@ -58,8 +59,10 @@ def create_app(settings: Settings) -> Application:
     metrics = Metrics(max_domain_labels=settings.max_domain_labels)
     runner = Runner(inline_max_ms=settings.inline_max_ms, num_threads=settings.threads())
 
+    features = FeatureSources(settings, metrics.features)
+
     def load() -> LoadedBundle:
-        return load_bundle(settings)
+        return load_bundle(settings, features)
 
     serving = Serving(load, runner, metrics, max_items=settings.max_items)
     score = ScoreEndpoint(
@@ -70,11 +73,11 @@ def create_app(settings: Settings) -> Application:
         max_body_bytes=settings.max_body_bytes,
         access_log_ratio=settings.access_log_ratio,
     )
-    return Application(score, ProblemMiddleware(_control_app(serving), serving), serving)
+    return Application(score, ProblemMiddleware(_control_app(serving, features), serving), serving)
 
 
-def load_bundle(settings: Settings) -> LoadedBundle:
-    """The bundle that the settings ask for; blocks.
+def load_bundle(settings: Settings, features: FeatureSources) -> LoadedBundle:
+    """The bundle that the settings ask for, on the feature source they ask for; blocks.
 
     Raises:
         ContractError: The store lacks the bundle, or it is damaged.
@@ -87,17 +90,20 @@ def load_bundle(settings: Settings) -> LoadedBundle:
         unknown_domain=settings.unknown_domain,
         tolerance=settings.golden_tolerance,
         check_ids=settings.check_ids,
+        open_source=features.open,
     )
 
 
-def _control_app(serving: Serving) -> FastAPI:
+def _control_app(serving: Serving, features: FeatureSources) -> FastAPI:
     """Docs, health, metadata and metrics."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        features.start()
         loading = asyncio.create_task(serving.load())
         yield
         await loading
+        features.close()
         serving.close()
 
     app = FastAPI(title=TITLE, description=DESCRIPTION, lifespan=lifespan)
@@ -125,9 +131,12 @@ async def _problem(request: Request, error: Exception) -> Response:
 def openapi_document(loaded: LoadedBundle | None) -> dict[str, Any]:
     """The document of `/openapi.json`, without a running service."""
     settings = Settings()
+    metrics = Metrics()
     app = create_app(settings)
     app.serving.close()
-    return merge_score(_control_app(app.serving).openapi(), loaded)
+    return merge_score(
+        _control_app(app.serving, FeatureSources(settings, metrics.features)).openapi(), loaded
+    )
 
 
 __all__ = ["Application", "create_app", "load_bundle", "openapi_document"]

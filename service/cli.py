@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from pathlib import Path
@@ -18,6 +19,7 @@ from service.settings import Settings, unknown_variables
 
 if TYPE_CHECKING:
     from service.bundles.registry import LoadedBundle
+    from service.features.opening import FeatureSources
 
 app = typer.Typer(
     help="Score click-through over many domains: POST /score, one user and N items in, N probabilities out.",
@@ -49,6 +51,8 @@ def run(
     max_body_bytes: Annotated[int | None, _option("max_body_bytes")] = None,
     max_inflight: Annotated[int | None, _option("max_inflight")] = None,
     unknown_domain: Annotated[str | None, _option("unknown_domain")] = None,
+    feature_source: Annotated[str | None, _option("feature_source")] = None,
+    redis_url: Annotated[str | None, _option("redis_url")] = None,
     drain_pause_s: Annotated[float | None, _option("drain_pause_s")] = None,
     log_level: Annotated[str | None, _option("log_level")] = None,
 ) -> None:
@@ -68,6 +72,8 @@ def run(
         max_body_bytes=max_body_bytes,
         max_inflight=max_inflight,
         unknown_domain=unknown_domain,
+        feature_source=feature_source,
+        redis_url=redis_url,
         drain_pause_s=drain_pause_s,
         log_level=log_level,
     )
@@ -81,7 +87,7 @@ def run(
 
             serve(settings)
             code = 0
-    except (RuntimeMissingError, OSError) as error:
+    except (StartupError, OSError) as error:
         _fail(f"cannot serve on {settings.host}:{settings.port}: {error}")
     raise typer.Exit(code)
 
@@ -91,11 +97,17 @@ def check(
     store: Annotated[Path | None, _option("store")] = None,
     alias: Annotated[str | None, _option("alias")] = None,
     device: Annotated[str | None, _option("device")] = None,
+    feature_source: Annotated[str | None, _option("feature_source")] = None,
+    redis_url: Annotated[str | None, _option("redis_url")] = None,
 ) -> None:
     """Open a bundle, verify every file, replay its golden rows; exit 1 with the reason if it is unfit."""
-    settings = _settings(store=store, alias=alias, device=device)
+    settings = _settings(
+        store=store, alias=alias, device=device, feature_source=feature_source, redis_url=redis_url
+    )
     loaded = _load(settings)
     Console().print(_report(loaded))
+    if _store_answers(settings) is False:
+        typer.secho(f"ctr-serve: no answer: {loaded.source.describe()}; requests would be degraded", err=True)
 
 
 @app.command()
@@ -125,16 +137,29 @@ def _settings(**given: Any) -> Settings:
     except ValidationError as error:
         problem = error.errors()[0]
         name = ".".join(map(str, problem["loc"]))
-        _fail(f"setting {name}: {problem['msg']}, got {problem['input']!r}")
+        got = "" if name in ("redis_url", "") else f", got {problem['input']!r}"  # a URL may hold a password
+        _fail(f"setting {name}: {problem['msg']}{got}" if name else f"settings: {problem['msg']}")
 
 
 def _load(settings: Settings) -> LoadedBundle:
     try:
         from service.app import load_bundle
 
-        return load_bundle(settings)
+        return load_bundle(settings, _sources(settings))
     except (ContractError, StartupError) as error:
         _fail(str(error))
+
+
+def _sources(settings: Settings) -> FeatureSources:
+    from service.features.opening import FeatureSources
+    from service.telemetry.metrics import Metrics
+
+    return FeatureSources(settings, Metrics().features)
+
+
+def _store_answers(settings: Settings) -> bool | None:
+    """Whether the feature store can be reached; None where there is none."""
+    return asyncio.run(_sources(settings).probe())
 
 
 def _report(loaded: LoadedBundle) -> Table:
@@ -142,8 +167,8 @@ def _report(loaded: LoadedBundle) -> Table:
     manifest = loaded.bundle.manifest
     table = Table(
         title=f"{manifest.name} ({manifest.model}), bundle {loaded.version}, alias {loaded.alias}",
-        caption=f"{len(manifest.domains)} domains, {len(loaded.source.users)} users, "
-        f"{len(loaded.source.items)} items stored; verified and warm in {loaded.load_s:.2f} s",
+        caption=f"{len(manifest.domains)} domains; {loaded.source.describe()}; "
+        f"verified and warm in {loaded.load_s:.2f} s",
     )
     for column in ("graph", "form", "precision", "domains", "golden max error", "ms at 100 rows"):
         table.add_column(column)

@@ -10,9 +10,9 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "CTR_"
@@ -55,6 +55,59 @@ class Settings(BaseSettings):
         default=1e-5, gt=0, description="Largest difference from a golden score before a bundle is refused."
     )
     check_ids: bool = Field(default=False, description="Debug: range-check every id before each graph run.")
+    feature_source: Literal["memory", "redis", "redis_cluster"] = Field(
+        default="memory", description="Where stored features are: in the bundle, or in Redis."
+    )
+    redis_url: str = Field(
+        default="redis://127.0.0.1:6379/0",
+        description="Redis to read features from; for a cluster one or more servers of it, with commas.",
+    )
+    redis_key_prefix: str = Field(
+        default="ctr", pattern=r"^[A-Za-z0-9_.:-]{1,64}$", description="First part of every key in Redis."
+    )
+    redis_connections: int = Field(
+        default=2,
+        ge=1,
+        le=64,
+        description="Connections per worker and Redis server; requests share them.",
+    )
+    redis_connect_timeout_ms: int = Field(default=500, ge=1, description="Time to connect to a Redis server.")
+    feature_timeout_ms: int = Field(
+        default=50,
+        ge=1,
+        description="Longest wait for stored features; then the request is answered with defaults, degraded.",
+    )
+    feature_user_max_age_s: float = Field(
+        default=0.0, ge=0, description="Age after which a user's stored features are stale; 0: never."
+    )
+    feature_item_max_age_s: float = Field(
+        default=0.0, ge=0, description="Age after which an item's stored features are stale; 0: never."
+    )
+    feature_stale: Literal["use", "default"] = Field(
+        default="use", description="What scores a stale row: itself, or the default row."
+    )
+    near_cache_user_bytes: int = Field(
+        default=32 << 20, ge=0, description="Bound on users cached by each worker; 0: none are."
+    )
+    near_cache_item_bytes: int = Field(
+        default=96 << 20, ge=0, description="Bound on items cached by each worker; 0: none are."
+    )
+    near_cache_ttl_s: float = Field(
+        default=30.0, ge=0, description="Longest life of a cached row: how late an update may be seen."
+    )
+    near_cache_missing_ttl_s: float = Field(
+        default=5.0, ge=0, description="Longest time an id is remembered not to be stored."
+    )
+    near_cache_jitter_ratio: Ratio = Field(
+        default=0.2, description="Lives of cached rows are shortened at random by up to this share."
+    )
+    breaker_failures: int = Field(
+        default=5, ge=1, description="Failed calls, among the last ones, after which Redis is left alone."
+    )
+    breaker_window: int = Field(default=20, ge=1, description="Calls to Redis that the breaker remembers.")
+    breaker_open_s: float = Field(
+        default=1.0, gt=0, description="Time Redis is left alone before one call tries it again."
+    )
     drain_pause_s: float = Field(
         default=3.0,
         ge=0,
@@ -72,6 +125,29 @@ class Settings(BaseSettings):
     access_log_ratio: Ratio = Field(
         default=0.0, description="Share of requests written to the log; failures of ours always are."
     )
+
+    @field_validator("redis_url")
+    @classmethod
+    def _readable(cls, value: str) -> str:
+        for url in value.split(","):
+            if not url.startswith(("redis://", "rediss://", "unix://")):
+                raise ValueError("must start with redis://, rediss:// or unix://")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.breaker_window < self.breaker_failures:
+            raise ValueError(
+                f"breaker_window ({self.breaker_window}) must be at least breaker_failures "
+                f"({self.breaker_failures})"
+            )
+        if self.feature_source == "redis" and len(self.redis_urls()) > 1:
+            raise ValueError("redis_url must name one server unless feature_source is redis_cluster")
+        return self
+
+    def redis_urls(self) -> list[str]:
+        """Servers to connect to first."""
+        return [url.strip() for url in self.redis_url.split(",")]
 
     def threads(self) -> int:
         """Threads of one worker's pool: as set, or its share of the CPU quota, at least 1."""

@@ -72,8 +72,8 @@ def examples(loaded: LoadedBundle | None) -> dict[str, Any]:
         domain, users, items, feature = "tab_1", ["u42"], ["i7", "i8"], None
     else:
         domain = next(iter(loaded.routes))
-        users = loaded.source.users.first_ids(1) or ["u42"]
-        items = loaded.source.items.first_ids(2) or ["i7", "i8"]
+        users = loaded.source.first_ids(Entity.USER, 1) or ["u42"]
+        items = loaded.source.first_ids(Entity.ITEM, 2) or ["i7", "i8"]
         feature = _numeric_item_feature(loaded.bundle.schema)
     user = {"id": users[0]}
     rows = {"domain": domain, "user": user, "items": [{"id": item} for item in items]}

@@ -22,9 +22,10 @@ from service.scoring.query import Query
 from service.scoring.scorer import Scored, Scorer
 from service.serving import Serving
 from service.telemetry.log import get_logger
-from service.telemetry.metrics import NO_VERSION, BundleMetrics
+from service.telemetry.metrics import NO_VERSION, STATUSES, BundleMetrics
 
 PATH = "/score"
+NOTHING_READ = (0,) * len(STATUSES)
 
 log = get_logger(__name__)
 
@@ -146,8 +147,9 @@ class ScoreEndpoint:
             domain=query.domain,
             score_sum=float(scored.scores.sum()),
             num_items=len(query.item_ids),
-            num_known=int(scored.items_known.sum()),
-            user_known=scored.user_known,
+            user_reads=NOTHING_READ if query.user_id is None else scored.user.counts(),
+            item_reads=scored.items.counts(),
+            degraded=scored.degraded,
         )
 
     def _log_access(self, request_id: str, query: Query, scored: Scored, took_s: float) -> None:

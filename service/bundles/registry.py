@@ -8,6 +8,7 @@ Invariant: a `LoadedBundle` that exists has scored its golden rows right.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -23,6 +24,7 @@ from service.contract.store import ModelStore
 from service.errors import GraphError
 from service.features.ids import id_limits
 from service.features.memory_source import MemorySource
+from service.features.source import FeatureSource
 from service.scoring.golden import TOLERANCE, check_golden, read_golden
 from service.scoring.predictor import Device, GraphRows, Predictor
 
@@ -74,7 +76,7 @@ class LoadedBundle:
     routes: dict[str, Route]
     unknown: Route | None
     encoders: Encoders
-    source: MemorySource
+    source: FeatureSource
     golden_error: dict[str, float]
     load_s: float
 
@@ -98,6 +100,7 @@ class LoadedBundle:
         unknown_domain: UnknownPolicy = "manifest",
         tolerance: float = TOLERANCE,
         check_ids: bool = False,
+        open_source: Callable[[Bundle], FeatureSource] = MemorySource.from_bundle,
     ) -> LoadedBundle:
         """Open, verify, replay and warm.
 
@@ -108,6 +111,7 @@ class LoadedBundle:
             unknown_domain: Overrides the bundle's policy unless `manifest`.
             tolerance: Largest allowed golden difference.
             check_ids: Range-check ids before every run.
+            open_source: Opens the feature source of a bundle.
 
         Raises:
             ContractError: The store lacks the bundle, or it is damaged.
@@ -123,7 +127,7 @@ class LoadedBundle:
         }
         for key, predictor in predictors.items():
             _check_widths(key, predictor, encoders)
-        source = MemorySource.from_bundle(bundle)
+        source = open_source(bundle)
         golden_error = check_golden(predictors, read_golden(bundle.file(GOLDEN_FILE)), tolerance=tolerance)
         for predictor in predictors.values():
             _warm_up(predictor, encoders)

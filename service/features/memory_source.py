@@ -7,6 +7,7 @@ id -> slot index is private. Invariant: every id in a snapshot that opened lies 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import repeat
 from pathlib import Path
@@ -90,10 +91,24 @@ class MemorySource:
         """
         return cls(_open_table(bundle, Entity.USER), _open_table(bundle, Entity.ITEM))
 
-    async def fetch(self, user: str | None, items: Sequence[str]) -> tuple[StoredRows, StoredRows]:
+    async def fetch(
+        self,
+        user: str | None,
+        items: Sequence[str],
+        *,
+        timeout_s: float = math.inf,  # noqa: ARG002 - of the protocol
+    ) -> tuple[StoredRows, StoredRows]:
         """Rows of one user and of N items; never waits."""
         stored = self.users.default_row() if user is None else self.users.gather((user,))
         return stored, self.items.gather(items)
+
+    def first_ids(self, entity: Entity, count: int) -> list[str]:
+        """Some stored ids."""
+        return (self.users if entity is Entity.USER else self.items).first_ids(count)
+
+    def describe(self) -> str:
+        """How much is stored."""
+        return f"{len(self.users)} users, {len(self.items)} items embedded"
 
 
 def _open_table(bundle: Bundle, entity: Entity) -> EntityTable:

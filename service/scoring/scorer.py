@@ -19,12 +19,15 @@ from service.contract.encode import EncodedBlock, EntityEncoder
 from service.contract.errors import EncodeError
 from service.contract.schema import Entity, SequenceFeature
 from service.errors import InvalidRequest, UnknownDomain
+from service.features.source import StoredRows
 from service.scoring.admission import Deadline
 from service.scoring.predictor import GraphRows
 from service.scoring.query import ItemColumn, Query
 from service.scoring.runner import Runner
 
 HISTORY = "history"
+USER_FEATURES = "user_features"
+ITEM_FEATURES = "item_features"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +37,8 @@ class Scored:
     Attributes:
         scores: (N,) float32 calibrated probabilities.
         route: What scored it.
-        user_known: Whether the user's features are stored.
-        items_known: (N,) bool, whether each candidate's are.
+        user: Stored row of the user, with overrides, and how it was found.
+        items: The same of N candidates.
         degraded: Parts that failed and were replaced by a default; unknown ids are no failure.
         features_s: Seconds spent on stored features and overrides.
         infer_s: Seconds from handing rows to the runner until scores came back.
@@ -43,11 +46,21 @@ class Scored:
 
     scores: NDArray[np.float32]
     route: Route
-    user_known: bool
-    items_known: NDArray[np.bool_]
+    user: StoredRows
+    items: StoredRows
     degraded: tuple[str, ...]
     features_s: float
     infer_s: float
+
+    @property
+    def user_known(self) -> bool:
+        """Whether the user's stored features were used."""
+        return bool(self.user.known[0])
+
+    @property
+    def items_known(self) -> NDArray[np.bool_]:
+        """(N,) bool, whether each candidate's were."""
+        return self.items.known
 
 
 class Scorer:
@@ -76,7 +89,9 @@ class Scorer:
         """
         begun = time.perf_counter()
         route = self.route(query.domain)
-        user, items = await self.loaded.source.fetch(query.user_id, query.item_ids)
+        user, items = await self.loaded.source.fetch(
+            query.user_id, query.item_ids, timeout_s=deadline.remaining_s()
+        )
         deadline.check("features")
         if query.user_features or query.history is not None:
             self._override_user(user.block, query)
@@ -92,7 +107,7 @@ class Scorer:
         ready = time.perf_counter()
         scores = await self._runner.run(route.predictor, rows, deadline)
         done = time.perf_counter()
-        return Scored(scores, route, bool(user.known[0]), items.known, (), ready - begun, done - ready)
+        return Scored(scores, route, user, items, _degraded(user, items), ready - begun, done - ready)
 
     def route(self, domain: str) -> Route:
         """What scores a domain.
@@ -155,6 +170,14 @@ class Scorer:
                 raise InvalidRequest(
                     f"feature '{name}': {error.reason}", field=query.item_path(name, row)
                 ) from None
+
+
+def _degraded(user: StoredRows, items: StoredRows) -> tuple[str, ...]:
+    """Parts that could not be read."""
+    if user.status is None and items.status is None:
+        return ()
+    parts = (USER_FEATURES if user.failed else "", ITEM_FEATURES if items.failed else "")
+    return tuple(part for part in parts if part)
 
 
 def _encode_one(encoder: EntityEncoder, block: EncodedBlock, name: str, value: Any, path: str) -> None:

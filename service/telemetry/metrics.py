@@ -23,6 +23,8 @@ NO_VERSION = "none"
 
 SECONDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 CANDIDATES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
+STATUSES = ("fresh", "stale", "missing", "invalid", "failed")
+STORE_FAILURES = ("timeout", "connect", "connection", "reply", "backlog", "breaker_open", "closed")
 STAGES = ("decode", "features", "infer", "reply", "total")
 
 
@@ -60,9 +62,37 @@ TABLE: tuple[Metric, ...] = (
     Metric(
         "counter",
         "ctr_feature_reads_total",
-        "Entities looked up in the feature source, by group and whether they were stored.",
+        "Entities looked up in the feature source, by group (user, item) and how they were found.",
         ("group", "status"),
     ),
+    Metric(
+        "counter",
+        "ctr_degraded_replies_total",
+        "Replies in which a default stands for a part that failed, by part.",
+        ("cause",),
+    ),
+    Metric(
+        "counter",
+        "ctr_near_cache_requests_total",
+        "Ids asked of the near cache: hit, miss (read from the store), or joined (being read already).",
+        ("group", "result"),
+    ),
+    Metric("counter", "ctr_near_cache_evictions_total", "Near cache entries dropped for room.", ("group",)),
+    Metric("gauge", "ctr_near_cache_bytes", "Bytes charged to near cache entries.", ("group",)),
+    Metric(
+        "histogram",
+        "ctr_feature_store_duration_seconds",
+        "Time of calls to the feature store that succeeded in time.",
+        (),
+        SECONDS,
+    ),
+    Metric(
+        "counter",
+        "ctr_feature_store_failures_total",
+        "Calls to the feature store that failed or were not made, by cause.",
+        ("cause",),
+    ),
+    Metric("gauge", "ctr_feature_store_open_breakers", "Feature store servers that are not asked for now."),
     Metric("counter", "ctr_domain_candidates_total", "Candidates scored per domain.", ("domain",)),
     Metric(
         "counter",
@@ -98,6 +128,7 @@ class Metrics:
             self._declare(row)
         self.inflight = self._gauges["ctr_inflight_requests"]
         self.ready = self._gauges["ctr_ready_workers"]
+        self.features = FeatureMetrics(self._counters, self._histograms, self._gauges)
         if MULTIPROCESS_VARIABLE not in os.environ:
             ProcessCollector(registry=self._registry)
 
@@ -160,30 +191,81 @@ class BundleMetrics:
         self._ok = counters["ctr_score_requests_total"].labels(version, NO_ARM, "ok")
         self._candidates = histograms["ctr_candidates_per_request"]
         reads = counters["ctr_feature_reads_total"]
-        self._user = {known: reads.labels("user", _status(known=known)) for known in (True, False)}
-        self._items_known = reads.labels("item", _status(known=True))
-        self._items_unknown = reads.labels("item", _status(known=False))
+        self._user_reads = [reads.labels("user", status) for status in STATUSES]
+        self._item_reads = [reads.labels("item", status) for status in STATUSES]
+        self._degraded = counters["ctr_degraded_replies_total"]
         rows, sums = counters["ctr_domain_candidates_total"], counters["ctr_domain_scores_total"]
         self._domains = {name: (rows.labels(name), sums.labels(name)) for name in (*own_domains, OTHER)}
 
     def scored(
-        self, *, domain: str, score_sum: float, num_items: int, num_known: int, user_known: bool
+        self,
+        *,
+        domain: str,
+        score_sum: float,
+        num_items: int,
+        user_reads: Iterable[int],
+        item_reads: Iterable[int],
+        degraded: Iterable[str] = (),
     ) -> None:
-        """Count one scored request."""
+        """Count one scored request; reads are numbers of entities in the order of `STATUSES`."""
         self._ok.inc()
         self._candidates.observe(num_items)
-        self._user[user_known].inc()
-        if num_known:
-            self._items_known.inc(num_known)
-        if num_known < num_items:
-            self._items_unknown.inc(num_items - num_known)
+        _add(self._user_reads, user_reads)
+        _add(self._item_reads, item_reads)
+        for cause in degraded:
+            self._degraded.labels(cause).inc()
         rows, sums = self._domains.get(domain) or self._domains[OTHER]
         rows.inc(num_items)
         sums.inc(score_sum)
 
 
-def _status(*, known: bool) -> str:
-    return "known" if known else "unknown"
+class GroupMetrics:
+    """Near cache metrics of one entity."""
+
+    def __init__(self, counters: dict[str, Counter], gauges: dict[str, Gauge], group: str) -> None:
+        requests = counters["ctr_near_cache_requests_total"]
+        self.hits, self.misses, self.joined = (requests.labels(group, r) for r in ("hit", "miss", "joined"))
+        self._evictions = counters["ctr_near_cache_evictions_total"].labels(group)
+        self._bytes = gauges["ctr_near_cache_bytes"].labels(group)
+
+    def kept(self, num_bytes: int, num_evicted: int) -> None:
+        """Take note of what the near cache holds now."""
+        self._bytes.set(num_bytes)
+        if num_evicted:
+            self._evictions.inc(num_evicted)
 
 
-__all__ = ["MULTIPROCESS_VARIABLE", "TABLE", "BundleMetrics", "Metric", "Metrics"]
+class FeatureMetrics:
+    """Metrics of the feature store and its near caches."""
+
+    def __init__(
+        self, counters: dict[str, Counter], histograms: dict[str, Histogram], gauges: dict[str, Gauge]
+    ) -> None:
+        failures = counters["ctr_feature_store_failures_total"]
+        self._failures = {cause: failures.labels(cause) for cause in STORE_FAILURES}
+        self.took = histograms["ctr_feature_store_duration_seconds"].observe
+        self.open_breakers = gauges["ctr_feature_store_open_breakers"]
+        self.user = GroupMetrics(counters, gauges, "user")
+        self.item = GroupMetrics(counters, gauges, "item")
+
+    def failed(self, cause: str) -> None:
+        """Count a call that failed, by one of `STORE_FAILURES`."""
+        self._failures[cause].inc()
+
+
+def _add(children: Iterable[Counter], counts: Iterable[int]) -> None:
+    for child, count in zip(children, counts, strict=True):
+        if count:
+            child.inc(count)
+
+
+__all__ = [
+    "MULTIPROCESS_VARIABLE",
+    "STATUSES",
+    "TABLE",
+    "BundleMetrics",
+    "FeatureMetrics",
+    "GroupMetrics",
+    "Metric",
+    "Metrics",
+]
