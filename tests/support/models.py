@@ -12,12 +12,15 @@ from tests.support.schemas import random_block
 from training.models.base import CtrModel, TensorBatch
 from training.models.build import build_model
 from training.models.config import (
+    AreadConfig,
     Dcnv2Config,
     DeepFmConfig,
     InputConfig,
+    MmoeBaseConfig,
     MmoeConfig,
     ModelConfig,
     PepNetConfig,
+    PleBaseConfig,
     PleConfig,
     StarConfig,
     TableConfig,
@@ -67,6 +70,30 @@ MODELS: dict[str, ModelConfig] = {
     ),
     "pepnet_clusters": PepNetConfig(
         inputs=INPUTS, embedding_gate_width=5, tower_gate_width=4, tower_widths=(12, 8, 6), towers="clusters"
+    ),
+    "aread": AreadConfig(
+        inputs=INPUTS,
+        base=MmoeBaseConfig(num_experts=3, expert_widths=(12, 8)),
+        expert_widths=((8, 6), (6, 5), (5, 4)),
+        gate_dim=4,
+    ),
+    "aread_base_masks": AreadConfig(
+        inputs=INPUTS,
+        base=MmoeBaseConfig(num_experts=4, expert_widths=(12,), gate_input="domain"),
+        num_experts=(2, 3, 4, 5),
+        expert_widths=((8,), (6,), (5,), (4,)),
+        num_cross_layers=1,
+        gate_dim=4,
+        mask_base=True,
+        batch_norm=False,
+    ),
+    "aread_ple_clusters": AreadConfig(
+        inputs=INPUTS,
+        base=PleBaseConfig(expert_widths=((12,), (8,))),
+        num_experts=(2, 4),
+        expert_widths=((8,), (6, 4)),
+        gate_dim=4,
+        group="cluster",
     ),
     "deepfm": DeepFmConfig(inputs=INPUTS, num_factors=4, deep_widths=(12, 8)),
     "dcnv2": Dcnv2Config(inputs=INPUTS, num_cross_layers=2, cross_rank=4, deep_widths=(12, 8)),

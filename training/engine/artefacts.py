@@ -34,6 +34,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
 
 from service.contract.schema import FeatureSchema
 from training.engine.checkpoint import load_tensors, weights_digest
@@ -42,10 +43,11 @@ from training.engine.evaluate import UNKNOWN_DOMAIN, Predictions
 from training.engine.files import write_atomically, write_text
 from training.models.base import CtrModel
 from training.models.build import build_model
-from training.models.config import ModelConfig, TowerConfig
+from training.models.config import ModelConfig, wants_clusters
 
-TOWER_TABLE = "ranker.tower_of_domain"
-"""Name in a `state_dict` of the (D + 1,) table from domain to tower, the last entry for unknown domains."""
+CLUSTER_TABLES = ("ranker.tower_of_domain", "ranker.gates.cluster_of_domain")
+"""Names that a `state_dict` may have for the (D + 1,) table from domain to tower or cluster, the last entry
+for unknown domains."""
 
 
 @dataclass(frozen=True)
@@ -142,11 +144,6 @@ class RunFolder:
                 )
 
 
-def has_cluster_towers(config: ModelConfig) -> bool:
-    """Whether a model's towers go by clusters, so that its table is not the config's to say."""
-    return isinstance(config, TowerConfig) and config.towers == "clusters"
-
-
 def save_model(path: Path, model: CtrModel, *, config: ModelConfig, schema: FeatureSchema) -> str:
     """Write `model.pt`; gives the digest of the weights."""
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
@@ -177,12 +174,20 @@ def load_model(path: Path, schema: FeatureSchema) -> CtrModel:
             )
         config: ModelConfig = TypeAdapter(ModelConfig).validate_python(content["model"])
         weights = content["state_dict"]
-        towers = weights[TOWER_TABLE].tolist() if has_cluster_towers(config) else None
+        towers = _cluster_table(weights) if wants_clusters(config) else None
         model = build_model(config, schema, towers)
         model.load_state_dict(weights)
     except (KeyError, ValidationError, RuntimeError) as error:
         raise RunError(f"{path}: not a model of this version: {error}") from error
     return model.eval()
+
+
+def _cluster_table(weights: Mapping[str, Tensor]) -> list[int]:
+    for name in CLUSTER_TABLES:
+        if name in weights:
+            table: list[int] = weights[name].tolist()
+            return table
+    raise KeyError(" or ".join(CLUSTER_TABLES))
 
 
 def save_predictions(

@@ -30,7 +30,7 @@ from training.clustering.cluster_run import (
 )
 from training.config import RunConfig, load_config
 from training.data.prepared import PreparedDataset
-from training.engine.artefacts import RunFolder, has_cluster_towers, load_model
+from training.engine.artefacts import RunFolder, load_model
 from training.engine.calibrate import Calibrator
 from training.engine.errors import RunError
 from training.engine.optim import OptimiserSet
@@ -45,6 +45,7 @@ from training.engine.run import (
 )
 from training.engine.split import cluster_rows, evaluate_split, train_split
 from training.models.base import CtrModel
+from training.models.config import AreadConfig, wants_clusters
 from training.track import Quiet, RunLog, Watcher
 
 __all__ = [
@@ -158,14 +159,16 @@ def evaluate_run(run: Path, split: str, *, watcher: Watcher | None = None) -> di
 
 def _check_towers(config: RunConfig) -> None:
     version = config.clustering.version
-    by_cluster = has_cluster_towers(config.model)
+    by_cluster = wants_clusters(config.model)
     if version == "none" and by_cluster:
+        named = "group is cluster" if isinstance(config.model, AreadConfig) else "towers is clusters"
         raise RunError(
-            "model.towers is clusters, but clustering.version is none; set it to end_to_end, two_stage "
-            "or split"
+            f"model.{named}, but clustering.version is none; set it to end_to_end, two_stage or split"
         )
     if version in ("end_to_end", "two_stage") and not by_cluster:
         raise RunError(f"clustering.version {version} needs a model with towers: clusters")
+    if version == "end_to_end" and isinstance(config.model, AreadConfig):
+        raise RunError("clustering.version end_to_end needs a model with towers; for aread use two_stage")
 
 
 def _end_to_end(job: Job, out: Path) -> RunResult:

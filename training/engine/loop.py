@@ -1,7 +1,8 @@
 """The training loop.
 
 Per step: one shuffled mixed-domain batch, loss = weighted mean of BCE + the model's penalty, one step of both
-optimisers. Several times an epoch: validation, which decides the best weights and when to stop.
+optimisers. Where a model trains several heads each on its own, a row's BCE is the weighted mean of theirs.
+Several times an epoch: validation, which decides the best weights and when to stop.
 Invariants: the loop can be cut after any checkpoint and goes on with the same bits; when `run` returns, the
 model holds the best weights.
 """
@@ -28,7 +29,7 @@ from training.engine.optim import OptimiserSet
 from training.engine.precision import Precision, forward_precision
 from training.engine.seed import random_state, restore_random_state
 from training.metrics import Evaluation
-from training.models.base import CtrModel
+from training.models.base import CtrModel, ModelOutput
 from training.track import RunLog, Watcher
 
 MIN_TRAIN_ROWS = 2
@@ -215,7 +216,7 @@ class TrainLoop:
         label, weight = targets(batch, self._device)
         with forward_precision(self._plan.precision, self._device):
             output = self._hook.forward(model_inputs(batch, self._device))
-        loss = weighted_bce(output.logits.float(), label, weight)
+        loss = training_loss(output, label, weight)
         value = float((loss + output.penalty).detach())
         if not math.isfinite(value):
             raise DivergedError(
@@ -288,6 +289,24 @@ class TrainLoop:
             "random": random_state(),
         }
         self._checkpoint.save(state)
+
+
+def training_loss(output: ModelOutput, labels: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean over rows of the BCE of a row's logit, or of its heads' weighted mean BCE, in nats.
+
+    Args:
+        output: Of B rows.
+        labels: (B,) float32, 0 or 1.
+        weights: (B,) float32, not negative; all 0 gives loss 0.
+    """
+    if output.heads is None:
+        return weighted_bce(output.logits.float(), labels, weights)
+    logits = output.heads.logits.float()
+    losses = functional.binary_cross_entropy_with_logits(
+        logits, labels.unsqueeze(1).expand_as(logits), reduction="none"
+    )
+    by_row = (losses * output.heads.weights).sum(dim=1)
+    return (by_row * weights).sum() / weights.sum().clamp_min(1e-12)
 
 
 def weighted_bce(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:

@@ -27,7 +27,6 @@ from training.config import RunConfig
 from training.data.prepared import PreparedDataset
 from training.engine.artefacts import (
     RunFolder,
-    has_cluster_towers,
     load_json,
     load_model,
     save_json,
@@ -47,6 +46,7 @@ from training.engine.run import (
     run_identity,
     train_model,
 )
+from training.models.config import wants_clusters
 from training.track import Quiet, RunLog, Watcher
 
 
@@ -84,9 +84,7 @@ def train_split(
                     part.root,
                     resume=resume and part.checkpoint.exists(),
                     watcher=watcher,
-                    towers=[0] * (prepared.schema.num_domains + 1)
-                    if has_cluster_towers(config.model)
-                    else None,
+                    towers=[0] * (prepared.schema.num_domains + 1) if wants_clusters(config.model) else None,
                     identity={"clusters": assignment.digest, "cluster": str(k)},
                 )
             )

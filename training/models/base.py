@@ -58,11 +58,30 @@ def at_rows(values: Tensor, index: Tensor | None) -> Tensor:
     return values if index is None else values.index_select(0, index)
 
 
+class Heads(NamedTuple):
+    """Several predictions for each row, of a method that trains each of them on its own.
+
+    Attributes:
+        logits: (B, H) float32.
+        weights: (B, H) float32 shares of the row's loss, rows sum to 1; 0 for heads that do not count.
+    """
+
+    logits: Tensor
+    weights: Tensor
+
+
 class ModelOutput(NamedTuple):
-    """Logits (B,) and the scalar that the loss adds: L2 on touched rows and losses of the method."""
+    """What a training step reads.
+
+    Attributes:
+        logits: (B,) float32.
+        penalty: The scalar that the loss adds: L2 on touched rows and losses of the method.
+        heads: What the loss is taken of in the place of the logits; None where it is taken of them.
+    """
 
     logits: Tensor
     penalty: Tensor
+    heads: Heads | None = None
 
 
 class TableGroup(NamedTuple):
@@ -80,6 +99,15 @@ class Ranker(nn.Module, ABC):
     def forward(self, sides: Sides) -> Tensor:
         """Logits (N,) float32."""
 
+    def with_heads(self, sides: Sides) -> tuple[Tensor, Heads | None]:
+        """Logits (N,) float32, and the heads where the method trains each on its own."""
+        logits: Tensor = self(sides)
+        return logits, None
+
+    def for_inference(self) -> Ranker:
+        """A ranker with the same logits in evaluation mode, without what only training needs."""
+        return self
+
     def penalty(self) -> Tensor | None:
         """Loss terms of the method for the last training forward; None when it has none."""
         return None
@@ -96,9 +124,9 @@ class CtrModel(nn.Module):
     def forward(self, batch: TensorBatch) -> ModelOutput:
         """Score B training rows."""
         sides, penalty = self.sides(batch)
-        logits = self.ranker(sides)
+        logits, heads = self.ranker.with_heads(sides)
         own = self.ranker.penalty()
-        return ModelOutput(logits, penalty if own is None else penalty + own)
+        return ModelOutput(logits, penalty if own is None else penalty + own, heads)
 
     def sides(self, batch: TensorBatch) -> tuple[Sides, Tensor]:
         """Embed B training rows: what the ranker reads, and the penalty of the lookups.

@@ -6,11 +6,15 @@ from collections.abc import Callable, Sequence
 
 from service.contract.errors import SchemaError
 from service.contract.schema import FeatureSchema
+from training.models.aread import Aread
+from training.models.aread_base import MmoeBase, PleBase, PyramidBase
 from training.models.base import CtrModel, Ranker
 from training.models.config import (
+    AreadConfig,
     Dcnv2Config,
     DeepFmConfig,
     InputConfig,
+    MmoeBaseConfig,
     MmoeConfig,
     ModelConfig,
     ModelPart,
@@ -20,13 +24,17 @@ from training.models.config import (
     TowerChoice,
     TowerConfig,
 )
+from training.models.cross_heads import CrossHeads
 from training.models.dcnv2 import Dcnv2
 from training.models.deepfm import DeepFm
 from training.models.embedding import EmbeddingBank
 from training.models.inputs import InputLayer, id_encoders
+from training.models.mask import PyramidShape
 from training.models.mmoe import Mmoe
 from training.models.pepnet import PepNet
 from training.models.ple import Ple
+from training.models.pyramid import Pyramid
+from training.models.pyramid_gates import DomainGates
 from training.models.star import Star
 from training.models.towers import check_towers
 
@@ -47,8 +55,8 @@ def build_model(
     Args:
         config: Which method, with its sizes.
         schema: What the blocks hold.
-        tower_of_domain: (D + 1,) tower of each domain, the last entry for unknown domains; towers are
-            numbered from 0 without gaps. Given with `towers: clusters`, and only then.
+        tower_of_domain: (D + 1,) tower, or cluster, of each domain, the last entry for unknown domains;
+            numbered from 0 without gaps. Given with `towers: clusters` or `group: cluster`, and only then.
 
     Raises:
         SchemaError: The config names an encoder or feature that the schema lacks, or the table of towers
@@ -100,6 +108,8 @@ def _input_layer(config: InputConfig, schema: FeatureSchema) -> InputLayer:
 def _ranker(
     config: ModelConfig, schema: FeatureSchema, inputs: InputLayer, tower_of_domain: Sequence[int] | None
 ) -> Ranker:
+    if isinstance(config, AreadConfig):
+        return _aread(config, schema.num_domains, inputs, tower_of_domain)
     sizes = config.model_dump(exclude={"type", "inputs", "towers"})
     sizes |= {"request_width": inputs.request_width, "row_width": inputs.row_width}
     if not isinstance(config, TowerConfig):
@@ -112,6 +122,57 @@ def _ranker(
         sizes["request_ids"] = inputs.user.id_columns
         sizes["row_ids"] = inputs.item.id_columns
     return _WITH_TOWERS[type(config)](**sizes)
+
+
+def _aread(
+    config: AreadConfig, num_domains: int, inputs: InputLayer, cluster_of_domain: Sequence[int] | None
+) -> Aread:
+    if cluster_of_domain is not None:
+        if config.group != "cluster":
+            raise SchemaError(f"model.group is {config.group}: a tower_of_domain goes with cluster only")
+        check_towers(cluster_of_domain, num_domains=num_domains)
+    elif config.group == "cluster":
+        raise SchemaError("model.group is cluster: build_model needs a tower_of_domain")
+    base = _pyramid_base(config, inputs)
+    num_base = config.base.num_experts if isinstance(config.base, MmoeBaseConfig) else 0
+    by_domain = isinstance(config.base, MmoeBaseConfig) and config.base.gate_input == "domain"
+    return Aread(
+        base=base,
+        gates=DomainGates(
+            num_domains=num_domains,
+            shape=PyramidShape(config.num_experts, num_base if config.mask_base else 0),
+            num_base_experts=num_base if by_domain else 0,
+            dim=config.gate_dim,
+            cluster_of_domain=cluster_of_domain,
+        ),
+        pyramid=Pyramid(
+            input_width=base.out_width,
+            num_experts=config.num_experts,
+            widths=config.expert_widths,
+            dropout=config.dropout,
+            batch_norm=config.batch_norm,
+        ),
+        cross=CrossHeads(
+            request_width=inputs.request_width,
+            row_width=inputs.row_width,
+            num_layers=config.num_cross_layers,
+            num_heads=config.num_experts[-1],
+        ),
+    )
+
+
+def _pyramid_base(config: AreadConfig, inputs: InputLayer) -> PyramidBase:
+    base = config.base
+    sizes = base.model_dump(exclude={"type", "gate_input"}) | {
+        "request_width": inputs.request_width,
+        "row_width": inputs.row_width,
+        "num_inputs": config.num_experts[0],
+        "dropout": config.dropout,
+        "batch_norm": config.batch_norm,
+    }
+    if isinstance(base, MmoeBaseConfig):
+        return MmoeBase(gates_read_features=base.gate_input == "features", **sizes)
+    return PleBase(**sizes)
 
 
 def _towers(choice: TowerChoice, num_domains: int, given: Sequence[int] | None) -> list[int]:

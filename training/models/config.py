@@ -5,9 +5,9 @@ Config objects stop at `build.py`; the modules themselves take flat, typed, keyw
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
 TowerChoice = Literal["shared", "per_domain", "clusters"]
@@ -175,7 +175,82 @@ class PepNetConfig(TowerConfig):
     dropout: Rate = 0.1
 
 
+class MmoeBaseConfig(ModelPart):
+    """Base of an expert pyramid: experts mixed by one gate per expert of the pyramid's lowest level.
+
+    Attributes:
+        gate_input: Gates that read all inputs, or gates by domain alone, like those of the pyramid.
+    """
+
+    type: Literal["mmoe"] = "mmoe"
+    num_experts: int = Field(default=4, ge=1, le=128)
+    expert_widths: tuple[Width, ...] = Field(default=(256, 128, 64), min_length=1)
+    gate_input: Literal["features", "domain"] = "features"
+
+
+class PleBaseConfig(ModelPart):
+    """Base of an expert pyramid: extraction levels with a slot per expert of the pyramid's lowest level."""
+
+    type: Literal["ple"] = "ple"
+    num_shared_experts: int = Field(default=2, ge=1, le=128)
+    num_tower_experts: int = Field(default=1, ge=1, le=128)
+    expert_widths: tuple[Annotated[tuple[Width, ...], Field(min_length=1)], ...] = Field(
+        default=((256,), (128, 64)), min_length=1, max_length=8
+    )
+
+
+class AreadConfig(ModelPart):
+    """AREAD (arXiv 2412.11905): a pyramid of experts over a base; a domain's mask picks its part of it.
+
+    Attributes:
+        base: What feeds the pyramid.
+        num_experts: Experts of each level, the lowest first.
+        expert_widths: Hidden widths of the experts, one entry per level.
+        num_cross_layers: Layers of the cross network that every head reads beside its expert.
+        gate_dim: Width of the domain, group and cluster embeddings that gates read.
+        mask_base: Whether masks choose among the base's experts as well; the base must be mmoe.
+        group: `cluster` adds an embedding of the domain's cluster to what gates read.
+        batch_norm: Whether hidden layers are normalised.
+    """
+
+    type: Literal["aread"] = "aread"
+    inputs: InputConfig = InputConfig()
+    base: Annotated[MmoeBaseConfig | PleBaseConfig, Field(discriminator="type")] = MmoeBaseConfig()
+    num_experts: tuple[Annotated[int, Field(ge=1, le=128)], ...] = Field(
+        default=(3, 6, 12), min_length=2, max_length=8
+    )
+    expert_widths: tuple[Annotated[tuple[Width, ...], Field(min_length=1)], ...] = (
+        (64, 32),
+        (32, 16),
+        (16, 8),
+    )
+    num_cross_layers: int = Field(default=3, ge=1, le=16)
+    gate_dim: Width = 32
+    mask_base: bool = False
+    group: Literal["none", "cluster"] = "none"
+    dropout: Rate = 0.2
+    batch_norm: bool = True
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if len(self.expert_widths) != len(self.num_experts):
+            raise ValueError(
+                f"num_experts has {len(self.num_experts)} levels, expert_widths {len(self.expert_widths)}; "
+                "they must agree"
+            )
+        if self.mask_base and self.base.type != "mmoe":
+            raise ValueError(f"mask_base needs a base of type mmoe, got {self.base.type}")
+        return self
+
+
+def wants_clusters(config: ModelPart) -> bool:
+    """Whether a model reads which cluster each domain is in, a table that is not the config's to say."""
+    if isinstance(config, AreadConfig):
+        return config.group == "cluster"
+    return isinstance(config, TowerConfig) and config.towers == "clusters"
+
+
 ModelConfig = Annotated[
-    MmoeConfig | Dcnv2Config | DeepFmConfig | PleConfig | StarConfig | PepNetConfig,
+    MmoeConfig | Dcnv2Config | DeepFmConfig | PleConfig | StarConfig | PepNetConfig | AreadConfig,
     Field(discriminator="type"),
 ]

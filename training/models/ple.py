@@ -55,33 +55,16 @@ class Ple(MlpTowerRanker):
             tower_widths=tower_widths,
             dropout=dropout,
         )
-        K, M, S = self.num_towers, num_tower_experts, num_shared_experts
-        E = K * M + S
-        many = len(expert_widths) > 1
-        first = StackedExperts(
-            request_width,
-            row_width,
-            expert_widths[0],
-            num_experts=E,
+        self.levels = extraction_levels(
+            request_width=request_width,
+            row_width=row_width,
+            num_towers=self.num_towers,
+            num_shared_experts=num_shared_experts,
+            num_tower_experts=num_tower_experts,
+            expert_widths=expert_widths,
             dropout=dropout,
             batch_norm=batch_norm,
         )
-        gates = TwoSidedLinear(request_width, row_width, K * (M + S) + (E if many else 0))
-        levels = [ExtractionLevel(first, gates, num_towers=K, per_tower=M, shared=S, is_last=not many)]
-        for number, (before, widths) in enumerate(pairwise(expert_widths), start=2):
-            inner, is_last = before[-1], number == len(expert_widths)
-            stack = ExpertStack(
-                SlotExperts(inner, widths[0], num_towers=K, per_tower=M, shared=S),
-                widths,
-                num_experts=E,
-                dropout=dropout,
-                batch_norm=batch_norm,
-            )
-            slot_gates = SlotGates(inner, num_towers=K, per_tower=M, shared=S, is_last=is_last)
-            levels.append(
-                ExtractionLevel(stack, slot_gates, num_towers=K, per_tower=M, shared=S, is_last=is_last)
-            )
-        self.levels = nn.ModuleList(levels)
 
     def tower_logits(self, sides: Sides) -> Tensor:
         """What each tower says of each row, (N, K) float32."""
@@ -89,6 +72,45 @@ class Ple(MlpTowerRanker):
         for level in self.levels[1:]:
             x = level(x)
         return self.run_towers(x)
+
+
+def extraction_levels(
+    *,
+    request_width: int,
+    row_width: int,
+    num_towers: int,
+    num_shared_experts: int,
+    num_tower_experts: int,
+    expert_widths: Sequence[Sequence[int]],
+    dropout: float,
+    batch_norm: bool,
+) -> nn.ModuleList:
+    """Extraction levels one above the other: `Sides` in, (N, num_towers, expert_widths[-1][-1]) out.
+
+    Arguments are those of `Ple`.
+    """
+    K, M, S = num_towers, num_tower_experts, num_shared_experts
+    E = K * M + S
+    many = len(expert_widths) > 1
+    first = StackedExperts(
+        request_width, row_width, expert_widths[0], num_experts=E, dropout=dropout, batch_norm=batch_norm
+    )
+    gates = TwoSidedLinear(request_width, row_width, K * (M + S) + (E if many else 0))
+    levels = [ExtractionLevel(first, gates, num_towers=K, per_tower=M, shared=S, is_last=not many)]
+    for number, (before, widths) in enumerate(pairwise(expert_widths), start=2):
+        inner, is_last = before[-1], number == len(expert_widths)
+        stack = ExpertStack(
+            SlotExperts(inner, widths[0], num_towers=K, per_tower=M, shared=S),
+            widths,
+            num_experts=E,
+            dropout=dropout,
+            batch_norm=batch_norm,
+        )
+        slot_gates = SlotGates(inner, num_towers=K, per_tower=M, shared=S, is_last=is_last)
+        levels.append(
+            ExtractionLevel(stack, slot_gates, num_towers=K, per_tower=M, shared=S, is_last=is_last)
+        )
+    return nn.ModuleList(levels)
 
 
 class ExtractionLevel(nn.Module):
