@@ -72,13 +72,14 @@ class Mmoe(MlpTowerRanker):
 
     def tower_logits(self, sides: Sides) -> Tensor:
         """What each tower says of each row, (N, K) float32."""
-        experts = self.experts(sides)  # (N, E, H)
-        return self.run_towers(torch.matmul(self._gate(sides, sides.row.shape[0]), experts))
+        return self.run_towers(self._mixed(sides, self.experts(sides)))
 
-    def _gate(self, sides: Sides, num_rows: int) -> Tensor:
-        """Mixing weights (N, K, E), rows sum to 1; a gate by domain is the same for all towers."""
-        K, E = self.num_towers, self.num_experts
+    def _mixed(self, sides: Sides, experts: Tensor) -> Tensor:
+        """Input of each tower (N, K, H) from experts (N, E, H); weights of a mixture sum to 1."""
+        N, K, E = experts.shape[0], self.num_towers, self.num_experts
         if isinstance(self.gates, TwoSidedLinear):
-            return torch.softmax(self.gates(sides).reshape(num_rows, K, E), dim=-1)
-        mixed = torch.softmax(self.gates(sides.domain), dim=-1)
-        return at_rows(mixed, sides.request_index).unsqueeze(1).expand(num_rows, K, E)
+            return torch.matmul(torch.softmax(self.gates(sides).reshape(N, K, E), dim=-1), experts)
+        # A gate by domain gives all towers the same mixture; a sum is faster than N small products.
+        weights = at_rows(torch.softmax(self.gates(sides.domain), dim=-1), sides.request_index)
+        mixed = (weights.unsqueeze(2) * experts).sum(dim=1, keepdim=True)
+        return mixed.expand(N, K, experts.shape[2])
