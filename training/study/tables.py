@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from training.study.compare import paired, spread
+from training.study.errors import StudyRunError
 from training.study.plan import Plan
 from training.study.results import COMPARED, LOWER_IS_BETTER, METRICS, FinishedRun, domain_sizes
 
@@ -26,12 +27,17 @@ def study_tables(plan: Plan, runs: Sequence[FinishedRun], failed: Mapping[str, s
         plan: The study.
         runs: Its finished runs.
         failed: Message of each run that failed in this sitting, by "variant, seed s".
+
+    Raises:
+        StudyRunError: A domain of interest is none of the data's.
     """
     by_variant: dict[str, dict[int, FinishedRun]] = {}
     for run in runs:
         by_variant.setdefault(run.variant, {})[run.seed] = run
     by_variant = {name: by_variant[name] for name in plan.variants if name in by_variant}
     sizes = {name: asdict(size) for run in runs[:1] for name, size in domain_sizes(run).items()}
+    if unknown := [name for name in plan.domains if sizes and name not in sizes]:
+        raise StudyRunError(f"domains: {unknown[0]!r} is no domain of the data; it has {', '.join(sizes)}")
     return {
         "name": plan.name,
         "seeds": list(plan.seeds),
