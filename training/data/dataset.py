@@ -172,6 +172,10 @@ class RowReader:
         parts = [self._file.read_group(group) for group in groups]
         return {name: np.concatenate([part[name] for part in parts]) for name in (*SCALARS, *BLOCKS)}
 
+    def batch_of(self, rows: Rows) -> Batch:
+        """Encode rows of this split that somebody else gathered."""
+        return self._batch(rows, slice(None))
+
     def _batch(self, rows: Rows, place: slice) -> Batch:
         part = {name: column[place] for name, column in rows.items()}
         user = self._entities[Entity.USER].take(part["user_slot"])

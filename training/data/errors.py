@@ -5,6 +5,7 @@ DataError
 +-- TableError         a value of a raw table cannot be used
 +-- LeakError          an input would tell the model its own label, or time runs backwards
 +-- PreparedError      a prepared folder is missing, damaged, foreign or too new
++-- AugmentError       augmented rows cannot be made, or are asked for where they must not be
 """
 
 
@@ -26,3 +27,7 @@ class LeakError(DataError):
 
 class PreparedError(DataError):
     """A prepared folder is missing, damaged, foreign or too new."""
+
+
+class AugmentError(DataError):
+    """Augmented rows cannot be made, or are asked for where they must not be."""
