@@ -13,12 +13,10 @@ from service.contract.manifest import Cluster, Clustering
 from service.contract.schema import FeatureSchema
 from training.clustering.assignment import ClusterAssignment, load_assignment
 from training.clustering.errors import AssignmentError
-from training.engine.artefacts import RunFolder, load_json
+from training.engine.artefacts import CLUSTER_TABLES, RunFolder, load_json
 from training.models.base import CtrModel
 
 SPLIT = "split"
-CLUSTER_TABLES = ("ranker.tower_of_domain", "ranker.gates.cluster_of_domain")
-"""Buffers (D + 1,): each domain's tower or cluster, the unknown one last; a model has one of them."""
 
 
 def read_clustering(run: RunFolder, schema: FeatureSchema, metrics: dict[str, Any]) -> Clustering | None:
