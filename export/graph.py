@@ -46,7 +46,7 @@ class ScoringGraph(nn.Module):
 
     def __init__(self, model: CtrModel, schema: FeatureSchema, calibrators: CalibratorTable) -> None:
         super().__init__()
-        self.model = model
+        self.model = CtrModel(model.inputs, model.ranker.for_inference())
         self.pairs = PairLayer(schema)
         self.register_buffer("calibrator_scale", torch.from_numpy(calibrators.scale.astype(np.float32)))
         self.register_buffer("calibrator_bias", torch.from_numpy(calibrators.bias.astype(np.float32)))
