@@ -1,21 +1,21 @@
-"""`ctr-serve`: run the service, check a bundle, print the OpenAPI document."""
+"""`ctr-serve`: run the service, check a bundle, print the OpenAPI document, load features."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from service import cli_features
+from service.cli_settings import fail, option, read_settings
 from service.contract.errors import ContractError
 from service.errors import RuntimeMissingError, StartupError
-from service.settings import Settings, unknown_variables
+from service.settings import Settings
 
 if TYPE_CHECKING:
     from service.bundles.registry import LoadedBundle
@@ -26,41 +26,32 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-
-
-def _about(name: str) -> str:
-    """An option's help is the setting's own sentence, its default and its variable."""
-    field = Settings.model_fields[name]
-    return f"{field.description} [default: {field.default}; env CTR_{name.upper()}]"
-
-
-def _option(name: str) -> Any:
-    return typer.Option(help=_about(name), show_default=False)
+app.add_typer(cli_features.app, name="features")
 
 
 @app.command()
 def run(
-    store: Annotated[Path | None, _option("store")] = None,
-    alias: Annotated[str | None, _option("alias")] = None,
-    host: Annotated[str | None, _option("host")] = None,
-    port: Annotated[int | None, _option("port")] = None,
-    workers: Annotated[int | None, _option("workers")] = None,
-    device: Annotated[str | None, _option("device")] = None,
-    deadline_ms: Annotated[int | None, _option("deadline_ms")] = None,
-    max_items: Annotated[int | None, _option("max_items")] = None,
-    max_body_bytes: Annotated[int | None, _option("max_body_bytes")] = None,
-    max_inflight: Annotated[int | None, _option("max_inflight")] = None,
-    unknown_domain: Annotated[str | None, _option("unknown_domain")] = None,
-    feature_source: Annotated[str | None, _option("feature_source")] = None,
-    redis_url: Annotated[str | None, _option("redis_url")] = None,
-    drain_pause_s: Annotated[float | None, _option("drain_pause_s")] = None,
-    log_level: Annotated[str | None, _option("log_level")] = None,
+    store: Annotated[Path | None, option("store")] = None,
+    alias: Annotated[str | None, option("alias")] = None,
+    host: Annotated[str | None, option("host")] = None,
+    port: Annotated[int | None, option("port")] = None,
+    workers: Annotated[int | None, option("workers")] = None,
+    device: Annotated[str | None, option("device")] = None,
+    deadline_ms: Annotated[int | None, option("deadline_ms")] = None,
+    max_items: Annotated[int | None, option("max_items")] = None,
+    max_body_bytes: Annotated[int | None, option("max_body_bytes")] = None,
+    max_inflight: Annotated[int | None, option("max_inflight")] = None,
+    unknown_domain: Annotated[str | None, option("unknown_domain")] = None,
+    feature_source: Annotated[str | None, option("feature_source")] = None,
+    redis_url: Annotated[str | None, option("redis_url")] = None,
+    drain_pause_s: Annotated[float | None, option("drain_pause_s")] = None,
+    log_level: Annotated[str | None, option("log_level")] = None,
 ) -> None:
     """Serve until SIGTERM (drains first) or Ctrl-C.
 
     Further settings have no option of their own and are read from CTR_... variables; see service/settings.py.
     """
-    settings = _settings(
+    settings = read_settings(
         store=store,
         alias=alias,
         host=host,
@@ -88,20 +79,20 @@ def run(
             serve(settings)
             code = 0
     except (StartupError, OSError) as error:
-        _fail(f"cannot serve on {settings.host}:{settings.port}: {error}")
+        fail(f"cannot serve on {settings.host}:{settings.port}: {error}")
     raise typer.Exit(code)
 
 
 @app.command()
 def check(
-    store: Annotated[Path | None, _option("store")] = None,
-    alias: Annotated[str | None, _option("alias")] = None,
-    device: Annotated[str | None, _option("device")] = None,
-    feature_source: Annotated[str | None, _option("feature_source")] = None,
-    redis_url: Annotated[str | None, _option("redis_url")] = None,
+    store: Annotated[Path | None, option("store")] = None,
+    alias: Annotated[str | None, option("alias")] = None,
+    device: Annotated[str | None, option("device")] = None,
+    feature_source: Annotated[str | None, option("feature_source")] = None,
+    redis_url: Annotated[str | None, option("redis_url")] = None,
 ) -> None:
     """Open a bundle, verify every file, replay its golden rows; exit 1 with the reason if it is unfit."""
-    settings = _settings(
+    settings = read_settings(
         store=store, alias=alias, device=device, feature_source=feature_source, redis_url=redis_url
     )
     loaded = _load(settings)
@@ -115,30 +106,15 @@ def openapi(
     store: Annotated[
         Path | None, typer.Option(help="Model store whose bundle gives the examples; generic ones without.")
     ] = None,
-    alias: Annotated[str | None, _option("alias")] = None,
+    alias: Annotated[str | None, option("alias")] = None,
 ) -> None:
     """Print the OpenAPI document as JSON."""
-    loaded = None if store is None else _load(_settings(store=store, alias=alias))
+    loaded = None if store is None else _load(read_settings(store=store, alias=alias))
     try:
         from service.app import openapi_document
     except RuntimeMissingError as error:
-        _fail(str(error))
+        fail(str(error))
     typer.echo(json.dumps(openapi_document(loaded), indent=1))
-
-
-def _settings(**given: Any) -> Settings:
-    """Settings from options over the environment; anything wrong ends the command."""
-    if odd := unknown_variables(os.environ):
-        _fail(
-            f"unknown variables {', '.join(odd)}; the settings are {', '.join(sorted(Settings.model_fields))}"
-        )
-    try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        problem = error.errors()[0]
-        name = ".".join(map(str, problem["loc"]))
-        got = "" if name in ("redis_url", "") else f", got {problem['input']!r}"  # a URL may hold a password
-        _fail(f"setting {name}: {problem['msg']}{got}" if name else f"settings: {problem['msg']}")
 
 
 def _load(settings: Settings) -> LoadedBundle:
@@ -147,7 +123,7 @@ def _load(settings: Settings) -> LoadedBundle:
 
         return load_bundle(settings, _sources(settings))
     except (ContractError, StartupError) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 def _sources(settings: Settings) -> FeatureSources:
@@ -178,12 +154,6 @@ def _report(loaded: LoadedBundle) -> Table:
         error = loaded.golden_error[key]
         table.add_row(key, graph.form, graph.precision, str(domains), f"{error:.2g}", f"{run_ms:.3f}")
     return table
-
-
-def _fail(reason: str) -> NoReturn:
-    """End the command with the reason on stderr and exit code 1."""
-    typer.secho(f"ctr-serve: {reason}", err=True, fg=typer.colors.RED)
-    raise typer.Exit(1)
 
 
 def main() -> None:

@@ -38,6 +38,22 @@ def slot_of(key: bytes) -> int:
     return crc_hqx(key, 0) % NUM_SLOTS
 
 
+def slot_owners(reply: Any, asked_host: str) -> list[str] | None:
+    """`host:port` of each slot's server, from a reply to CLUSTER SLOTS; None unless all slots have one.
+
+    Args:
+        reply: Ranges of [first, last, [host, port, ...], replicas...].
+        asked_host: Stands in where the server does not know its own host.
+    """
+    if not isinstance(reply, list):
+        return None
+    owners = [""] * NUM_SLOTS
+    for first, last, main, *_ in reply:
+        host = main[0].decode() if main[0] else asked_host
+        owners[first : last + 1] = [f"{host}:{main[1]}"] * (last + 1 - first)
+    return None if "" in owners else owners
+
+
 class _Gathering:
     """The values of one read, collected from several servers."""
 
@@ -199,17 +215,12 @@ class ClusterReader:
                 replies = await answer
         except TimeoutError:
             return False
-        ranges = replies[0] if replies else None
-        if not isinstance(ranges, list):
+        owners = slot_owners(replies[0], node.address.host) if replies else None
+        if owners is None:
+            log.warning("feature_cluster_unclear", server=node.address.name)
             return False
-        owners: list[Node | None] = [None] * NUM_SLOTS
-        for first, last, main, *_ in ranges:
-            host = main[0].decode() if main[0] else node.address.host
-            owners[first : last + 1] = [self._node_at(f"{host}:{main[1]}")] * (last + 1 - first)
-        if None in owners:
-            log.warning("feature_cluster_incomplete", slots_without_server=owners.count(None))
-            return False
-        self._owners = [owner for owner in owners if owner is not None]
+        nodes = {name: self._node_at(name) for name in set(owners)}
+        self._owners = [nodes[name] for name in owners]
         self._forget_nodes()
         return True
 
@@ -229,4 +240,4 @@ class ClusterReader:
                 done([UNREAD] * len(keys))
 
 
-__all__ = ["ClusterReader", "slot_of"]
+__all__ = ["ClusterReader", "slot_of", "slot_owners"]

@@ -8,8 +8,8 @@ id -> slot index is private. Invariant: every id in a snapshot that opened lies 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import repeat
+from collections.abc import Iterator, Sequence
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,14 @@ class EntityTable:
     def first_ids(self, count: int) -> list[str]:
         """Some stored ids, for examples that run."""
         return [value for value, _ in zip(self._slot_of, range(count), strict=False)]
+
+    def batches(self, size: int, *, start: int = 0) -> Iterator[tuple[list[str], EncodedBlock]]:
+        """Stored rows in order, `size` at a time, from row `start`."""
+        ids = iter(islice(self._slot_of, start, None))
+        while some := list(islice(ids, size)):
+            rows = slice(start, start + len(some))
+            yield some, EncodedBlock(self._ints[rows], self._floats[rows])
+            start += len(some)
 
     def default_row(self) -> StoredRows:
         """One row of an entity without an id."""

@@ -49,7 +49,8 @@ def test_domains_beyond_the_cap_share_one_label():
     metrics = Metrics(max_domain_labels=1)
     mine = metrics.for_bundle(model="m", version="v", alias="a", domains=["big", "small"])
     for domain in ("big", "small", "unlisted"):
-        mine.scored(domain=domain, score_sum=0.5, num_items=2, user_reads=(1, 0, 0, 0, 0), item_reads=(1, 0, 1, 0, 0))
+        reads = {"user_reads": (1, 0, 0, 0, 0), "item_reads": (1, 0, 1, 0, 0)}
+        mine.scored(domain=domain, score_sum=0.5, num_items=2, **reads)
     text = metrics.render().decode()
     assert 'ctr_domain_candidates_total{domain="big"} 2.0' in text
     assert 'ctr_domain_candidates_total{domain="other"} 4.0' in text

@@ -1,5 +1,7 @@
 """The circuit breaker: opens after enough failures, tries one call at a time, closes on success."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -56,4 +58,4 @@ def test_while_everything_fails_one_call_a_pause_gets_through(steps):
         if breaker.allow(now):
             allowed.append(now)
             breaker.record(now, failed=True)
-    assert all(later - earlier >= 1.0 - 1e-9 for earlier, later in zip(allowed, allowed[1:], strict=False))
+    assert all(later - earlier >= 1.0 - 1e-9 for earlier, later in pairwise(allowed))
