@@ -16,9 +16,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
 from training.clustering.config import ClusteringConfig
+from training.data.augment_config import AugmentConfig
 from training.engine.monitor import Monitor
 from training.engine.optim import ScheduleKind, TableMethod
 from training.engine.precision import Precision
+from training.masks.config import MaskConfig
 from training.models.config import ModelConfig
 
 
@@ -138,6 +140,8 @@ class RunConfig(Part):
     optimiser: OptimiserConfig = OptimiserConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     clustering: ClusteringConfig = ClusteringConfig()
+    augment: AugmentConfig = AugmentConfig()
+    masks: MaskConfig = MaskConfig()
 
     @property
     def digest(self) -> str:

@@ -73,11 +73,11 @@ class AugmentedRows:
     def batch(
         self, domain: int, num_rows: int, rng: np.random.Generator, *, real_only: bool = False
     ) -> Batch:
-        """Draw rows of a domain at random, without repeats.
+        """Draw rows of a domain at random; each occurs once before any occurs twice.
 
         Args:
             domain: Index of a domain with train rows.
-            num_rows: Rows to draw; a domain that has fewer gives all it has.
+            num_rows: Rows to draw.
             rng: Decides which.
             real_only: Leaves copies out.
 
@@ -90,8 +90,8 @@ class AugmentedRows:
         if size == 0:
             raise AugmentError(f"domain {domain} ('{self.train.schema.domains[domain]}') has no train rows")
         rows = self._rows_of(domain)
-        # Real rows come first, so that their places are the same with and without copies.
-        chosen = rng.choice(size, size=min(num_rows, size), replace=False)
+        rounds = [rng.permutation(size) for _ in range(-(-num_rows // size))]
+        chosen = np.concatenate(rounds)[:num_rows]
         return self._reader.batch_of({name: column[chosen] for name, column in rows.items()})
 
     def draw(

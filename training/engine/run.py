@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from training.config import RunConfig
+from training.data.augmented import AugmentedTrain, augment_train
 from training.data.dataset import Batch, RowReader
 from training.data.prepared import PreparedDataset
 from training.engine.artefacts import RunFolder, save_json, save_model, save_predictions
@@ -87,9 +88,11 @@ def train_model(
     Raises:
         EngineError: The folder is taken, a split is empty, training diverged, or calibration is impossible.
         SchemaError: The model config names what the schema lacks.
+        AugmentError: Copies are to be trained on, and there is no row to copy.
     """
     folder, watcher = RunFolder(out), watcher or Quiet()
     _check_splits(prepared)
+    copies = _with_copies(config, trained_on or prepared) if config.augment.in_training else None
     claim(folder, config, prepared, resume=resume)
     device = settle(config)
     whole = run_identity(config, prepared) | dict(identity or {})
@@ -100,7 +103,7 @@ def train_model(
         loop = build_loop(
             config,
             prepared,
-            trained_on=trained_on or prepared,
+            trained_on=copies or trained_on or prepared,
             epochs=config.training.epochs,
             towers=towers,
             make_hook=make_hook,
@@ -113,10 +116,15 @@ def train_model(
             log.event("start", name=config.name, **whole)
         run_loop(loop, going_on=going_on, watcher=watcher)
         _require_judged(loop, out)
-        more = on_trained() if on_trained is not None else {}
+        more = dict(on_trained()) if on_trained is not None else {}
+        more |= {} if copies is None else {"augment": copies.summary()}
         metrics = _finish(config, prepared, folder, loop=loop, watcher=watcher, device=device, more=more)
         log.event("metrics", **headline(metrics))
     return RunResult(folder, metrics)
+
+
+def _with_copies(config: RunConfig, trained_on: PreparedDataset) -> AugmentedTrain:
+    return augment_train(trained_on, rules=config.augment.rules(), seed=config.training.seed)
 
 
 def run_loop(loop: TrainLoop, *, going_on: bool, watcher: Watcher) -> None:
