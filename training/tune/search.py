@@ -201,7 +201,7 @@ def _take_up(study: optuna.Study) -> None:
     """Let trials that a kill cut short be the next ones, in their old folders."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         folder = trial.user_attrs.get("folder")
-        study._storage.set_trial_user_attr(trial._trial_id, "taken_up", True)  # noqa: FBT003
+        study.set_user_attr(TAKEN_UP, [*study.user_attrs.get(TAKEN_UP, []), trial.number])
         study.tell(trial.number, state=TrialState.FAIL)
         study.enqueue_trial(trial.params, user_attrs={} if folder is None else {"folder": folder})
 
