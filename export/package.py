@@ -192,6 +192,7 @@ def _domain(
         metrics |= {f"{split}.{key}": figures[key] for key in DOMAIN_METRICS if key in figures}
     valid = run.metrics.get("valid", {}).get("domains", {}).get(name, {})
     part = run.part_of(index)
+    kept = part.model.ranker.experts_kept()
     return DomainEntry(
         index=index,
         graph=part.key,
@@ -200,6 +201,7 @@ def _domain(
         calibration=_calibration(part, index),
         mean_score=valid.get("mean_score"),
         metrics=metrics,
+        experts_kept=None if kept is None else kept[index],
     )
 
 

@@ -122,6 +122,18 @@ class Aread(Ranker):
         """Say whether masks count; until they do, the loss is that of the mean of all heads."""
         self.own_gates.use_masks(wanted=wanted)
 
+    def experts_kept(self) -> tuple[tuple[str, ...], ...]:
+        """Experts that each of D + 1 masks uses: `0.2` is the third of level 0, `base.1` of the base."""
+        levels = [*(["base"] if self.shape.base_width else []), *map(str, range(len(self.shape.widths)))]
+        return tuple(
+            tuple(
+                f"{level}.{expert}"
+                for level, used in zip(levels, mask.used, strict=True)
+                for expert in used.nonzero()[0].tolist()
+            )
+            for mask in self.masks
+        )
+
     def gate_tables(self) -> GateTables:
         """Masked gates and head weights of the D + 1 domains."""
         return self.own_gates.tables()

@@ -108,6 +108,10 @@ class Ranker(nn.Module, ABC):
         """A ranker with the same logits in evaluation mode, without what only training needs."""
         return self
 
+    def experts_kept(self) -> tuple[tuple[str, ...], ...] | None:
+        """Names of the experts that each of D + 1 domains uses; None where there are no masks."""
+        return None
+
     def penalty(self) -> Tensor | None:
         """Loss terms of the method for the last training forward; None when it has none."""
         return None

@@ -400,6 +400,19 @@ def test_masks_are_kept_with_the_weights():
     assert other.ranker.own_gates.masks_count
 
 
+def test_the_experts_that_a_mask_keeps_have_names():
+    """One path through the base's second expert; without a mask of its own a domain uses all."""
+    model = aread("aread_base_masks", masked=False)
+    bits = np.zeros(model.shape.num_edges, bool)
+    for array, (i, j) in zip(model.shape.split(bits)[1:-1], [(1, 0), (0, 2), (2, 3), (3, 4)], strict=True):
+        array[i, j] = True
+    model.set_masks({2: PyramidMask(model.shape, bits).validate()})
+
+    assert model.experts_kept()[2] == ("base.1", "0.0", "1.2", "2.3", "3.4")
+    assert len(model.experts_kept()[0]) == 4 + 2 + 3 + 4 + 5
+    assert trained_model("mmoe", SCHEMA).ranker.experts_kept() is None
+
+
 def test_masks_that_do_not_fit_are_refused():
     """Wrong domain, wrong pyramid, dead ends: each error says what is allowed; nothing is changed."""
     model = aread(masked=False)
