@@ -144,8 +144,8 @@ class RowPool:
         pool = np.concatenate([rows[held[d] :] for d, rows in zip(ids, chosen, strict=True)])
         self.held_out: RowMask = np.zeros(len(column), dtype=bool)
         self.held_out[evaluation] = True
-        self._evaluation = _take_rows(prepared, evaluation)
-        self._pool = _take_rows(prepared, pool)
+        self._evaluation = take_rows(prepared, evaluation)
+        self._pool = take_rows(prepared, pool)
         self._pool_sizes = np.array([len(rows) - held[d] for d, rows in zip(ids, chosen, strict=True)])
 
     def evaluation(self, device: torch.device) -> LabelledRows:
@@ -175,7 +175,7 @@ def _as_batch(prepared: PreparedDataset, rows: Rows) -> Batch:
     return next(iter(reader.batches(len(rows["domain"]), shuffle=False)))
 
 
-def _take_rows(prepared: PreparedDataset, places: NDArray[np.int64]) -> Rows:
+def take_rows(prepared: PreparedDataset, places: NDArray[np.int64]) -> Rows:
     """Columns of these rows of the train split, in this order; memory of one row group beside the result."""
     order = np.argsort(places, kind="stable")
     ordered = places[order]

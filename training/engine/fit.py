@@ -44,6 +44,7 @@ from training.engine.run import (
     train_model,
 )
 from training.engine.split import cluster_rows, evaluate_split, train_split
+from training.masks.mask_run import MaskRun, check_masks
 from training.models.base import CtrModel
 from training.models.config import AreadConfig, wants_clusters
 from training.track import Quiet, RunLog, Watcher
@@ -89,24 +90,39 @@ def run_training(
     job = Job(config, prepared, make_lookahead, resume=resume, watcher=watcher or Quiet())
     version = config.clustering.version
     _check_towers(config)
+    check_masks(config)
     if not resume:
         refuse_taken(RunFolder(out))
     if version == "none":
-        return train_model(config, prepared, out, resume=resume, watcher=watcher)
+        return _train_one(job, out)
     if version == "end_to_end":
         return _end_to_end(job, out)
     assignment = find_clusters(job, RunFolder(out).clusters)
     if version == "split":
         return train_split(config, prepared, out, assignment, resume=resume, watcher=job.watcher)
+    return _train_one(job, out, assignment)
+
+
+def _train_one(job: Job, out: Path, assignment: ClusterAssignment | None = None) -> RunResult:
+    """One model on all rows, with masks where they are enabled; with clusters, it knows those of domains."""
+    config, prepared = job.config, job.prepared
+    towers = None if assignment is None else tower_table(assignment, prepared.schema.domains)
+    masks = MaskRun(config, prepared, out, clusters=towers) if config.masks.enabled else None
+
+    def on_trained() -> Mapping[str, Any]:
+        told = {} if masks is None else dict(masks.on_trained())
+        return told if assignment is None else told | {"clustering": summary(config, assignment)}
+
     return train_model(
         config,
         prepared,
         out,
-        resume=resume,
-        watcher=watcher,
-        towers=tower_table(assignment, prepared.schema.domains),
-        identity={"clusters": assignment.digest},
-        on_trained=lambda: {"clustering": summary(config, assignment)},
+        resume=job.resume,
+        watcher=job.watcher,
+        towers=towers,
+        make_hook=None if masks is None else masks.make_hook,
+        identity=None if assignment is None else {"clusters": assignment.digest},
+        on_trained=on_trained,
     )
 
 

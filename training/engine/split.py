@@ -46,6 +46,7 @@ from training.engine.run import (
     run_identity,
     train_model,
 )
+from training.masks.mask_run import MaskRun
 from training.models.config import wants_clusters
 from training.track import Quiet, RunLog, Watcher
 
@@ -77,15 +78,19 @@ def train_split(
             part = folder.part(k)
             watcher.say(f"cluster {k} of {assignment.num_clusters}: {', '.join(assignment.targets[k])}")
             _describe(part, prepared, assignment, k)
+            rows = cluster_rows(part, prepared)
+            masks = MaskRun(config, rows, part.root) if config.masks.enabled else None
             results.append(
                 train_model(
                     config,
-                    cluster_rows(part, prepared),
+                    rows,
                     part.root,
                     resume=resume and part.checkpoint.exists(),
                     watcher=watcher,
                     towers=[0] * (prepared.schema.num_domains + 1) if wants_clusters(config.model) else None,
+                    make_hook=None if masks is None else masks.make_hook,
                     identity={"clusters": assignment.digest, "cluster": str(k)},
+                    on_trained=None if masks is None else masks.on_trained,
                 )
             )
             log.event("cluster", cluster=k, **headline(results[-1].metrics))
