@@ -2,11 +2,13 @@
 
 import json
 import math
+import sys
 from types import SimpleNamespace
 
 import polars as pl
 import pytest
 
+from training import cli
 from training.engine.errors import DivergedError
 from training.study import run as study_run
 from training.study.errors import StudyRunError
@@ -225,3 +227,15 @@ def test_child_processes_give_the_same_scores(made, home, small, tmp_path):
         for out in (made.out, tmp_path)
     )
     assert ours.equals(theirs)
+
+
+def test_the_command_makes_the_report_again_without_training(made, home, monkeypatch, capfd):
+    (made.out / "report.html").unlink()
+    line = ["study", "--study", home / "study.yaml", "--out", made.out, "--report-only"]
+    monkeypatch.setattr(sys, "argv", ["ctr-train", *map(str, line)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    told = capfd.readouterr().out
+    assert stop.value.code == 0
+    assert (made.out / "report.html").is_file()
+    assert "wide against narrow: in domain AUC" in told
