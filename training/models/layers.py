@@ -68,19 +68,18 @@ class TwoSidedMlp(nn.Module):
         return out
 
 
-def stacked_affine(x: Tensor, weight: Tensor, bias: Tensor, *, training: bool) -> Tensor:
+def stacked_affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """E affine maps at once, (N, E, outer) float32.
 
-    Training runs one batched product. Inference runs E plain ones: ONNX Runtime packs constant
-    matrices ahead of time only in that form, and its fused batched product fails on zero rows.
+    One batched product; an exported graph gets E plain ones: ONNX Runtime packs constant matrices ahead of
+    time only in that form, and its fused batched product fails on zero rows.
 
     Args:
         x: (N, E, inner) float32.
         weight: (E, inner, outer) float32.
         bias: (E, outer) float32.
-        training: Which form to run.
     """
-    if training:
+    if not torch.onnx.is_in_onnx_export():
         return torch.matmul(x.transpose(0, 1), weight).transpose(0, 1) + bias
     maps = zip(x.unbind(1), weight.unbind(0), bias.unbind(0), strict=True)
     return torch.stack([torch.addmm(b, rows, w) for rows, w, b in maps], dim=1)
@@ -97,7 +96,7 @@ class StackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, E, outer) float32."""
-        return stacked_affine(x, self.weight, self.bias, training=self.training)
+        return stacked_affine(x, self.weight, self.bias)
 
 
 class ExpertStack(nn.Module):

@@ -46,7 +46,7 @@ class StarLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, K, inner) to (N, K, outer)."""
         weight, bias = self.maps()
-        return stacked_affine(x, weight, bias, training=self.training)
+        return stacked_affine(x, weight, bias)
 
 
 class PartitionedNorm(nn.Module):
