@@ -148,12 +148,12 @@ class ClusterReader:
         *,
         asking: bool,
         hops: int,
-    ) -> None:
+    ) -> bool:
         """Note one server's values, and follow its redirections."""
         if replies is None:
             self._refresh()
             gathering.end_part()
-            return
+            return True
         again: dict[tuple[str, bool], list[int]] = {}
         for place, reply in zip(places, replies[1::2] if asking else replies, strict=True):
             if not isinstance(reply, hiredis.ReplyError):
@@ -171,6 +171,7 @@ class ClusterReader:
             gathering.parts += 1
             self._ask(node, gathering, moved, asking=asked, hops=hops + 1)
         gathering.end_part()
+        return True
 
     def _node_at(self, name: str) -> Node:
         """The server at `host:port`; known or new."""
@@ -205,9 +206,10 @@ class ClusterReader:
     async def _learn_from(self, node: Node) -> bool:
         answer: asyncio.Future[Replies | None] = asyncio.get_running_loop().create_future()
 
-        def done(replies: Replies | None) -> None:
+        def done(replies: Replies | None) -> bool:
             if not answer.done():
                 answer.set_result(replies)
+            return True
 
         node.call(pack("CLUSTER", "SLOTS"), 1, done)
         try:

@@ -28,7 +28,8 @@ from service.features.errors import StoreLostError, StoreReplyError
 from service.telemetry.log import get_logger
 
 Replies = list[Any]
-OnReplies = Callable[[Replies | None], None]
+OnReplies = Callable[[Replies | None], bool]
+"""Takes a command's replies, None if there are none; says whether they can be its own."""
 
 _INCOMPLETE: Final = object()
 _URL_PARTS: Final = {"host", "port", "path", "username", "password", "db", "connection_class", "ssl_ca_certs"}
@@ -168,9 +169,10 @@ class Connection(asyncio.Protocol):
         """
         answer: asyncio.Future[Replies | None] = self._loop.create_future()
 
-        def done(replies: Replies | None) -> None:
+        def done(replies: Replies | None) -> bool:
             if not answer.done():
                 answer.set_result(replies)
+            return True
 
         self.send(packed, num_replies, done)
         replies = await answer
@@ -240,9 +242,13 @@ class Connection(asyncio.Protocol):
     def _hand_over(self, done: OnReplies, replies: Replies | None) -> None:
         """Call back; a callback's own failure must not put other commands out of step."""
         try:
-            done(replies)
+            fits = done(replies)
         except Exception:
             log.exception("feature_reply_crashed")
+            return
+        if not fits:
+            log.error("feature_store_out_of_step", reply="of another form than asked for")
+            self._lose()
 
 
 __all__ = ["Address", "Connection", "OnReplies", "Replies", "pack"]

@@ -62,15 +62,16 @@ class _Call:
         self._begun_s = node.loop.time()
         self._timer = node.loop.call_later(node.options.timeout_s, self._be_late)
 
-    def finish(self, replies: Replies | None) -> None:
-        """Take the outcome."""
+    def finish(self, replies: Replies | None) -> bool:
+        """Take the outcome; says whether the replies can be this call's."""
         done, self.done = self.done, None
         self._timer.cancel()
         if done is None:
-            return
+            return True
+        fits = done(replies)
         if not self.late:
-            self._node.ended(self._begun_s, replies)
-        done(replies)
+            self._node.ended(self._begun_s, replies if fits else None)
+        return fits
 
     def fail(self, cause: str) -> None:
         """End a call that was not sent."""
@@ -136,9 +137,10 @@ class Node:
         """Connect before the first request needs it; False when that fails."""
         answer: asyncio.Future[bool] = self.loop.create_future()
 
-        def done(replies: Replies | None) -> None:
+        def done(replies: Replies | None) -> bool:
             if not answer.done():
                 answer.set_result(replies is not None)
+            return True
 
         self.call(b"*1\r\n$4\r\nPING\r\n", 1, done)
         return await answer

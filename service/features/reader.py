@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import hiredis
+
 from service.features.blob import UNREAD
 from service.features.connection import Address, Replies
 from service.features.keys import KeySpace
@@ -63,14 +65,16 @@ class ServerReader:
         count = sum(len(ids) for _, ids in wanted)
         body = b"".join([space.bulk(ids) for space, ids in wanted])
 
-        def answered(replies: Replies | None) -> None:
+        def answered(replies: Replies | None) -> bool:
             values = None if replies is None else replies[0]
             if isinstance(values, list) and len(values) == count:
                 done(values)
-                return
-            if values is not None:
-                log.warning("feature_store_refused", reply=str(values)[:200])
+                return True
             done([UNREAD] * count)
+            if isinstance(values, hiredis.ReplyError):
+                log.warning("feature_store_refused", error=str(values))
+                return True
+            return values is None
 
         self._node.call(b"*%d\r\n$4\r\nMGET\r\n%b" % (count + 1, body), 1, answered)
 

@@ -2,8 +2,9 @@
 
 A request costs one look-up per entity, and at most one read of the store for all that the near
 cache lacks. An id that another request is already reading is not read again: both wait for the same
-flight. Waiting ends at the request's own time limit; the flight goes on and fills the near cache.
-What could not be read in time is answered with defaults and the status `failed`.
+flight. A request that leaves earlier than that leaves the flight alone; a flight that takes longer
+than `timeout_s` has failed, and its reply is discarded when it comes. What could not be read in time
+is answered with defaults and the status `failed`.
 
 Invariants: a row is used only for the id and entity it was stored under (see `blob`); its age is
 taken from its event time on every read, whether it comes from Redis or from the near cache.
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from service.contract.encode import EncodedBlock
 from service.contract.layout import EntityLayout
 from service.contract.schema import Entity
-from service.features.blob import BlobCodec, DecodedRows
+from service.features.blob import UNREAD, BlobCodec, DecodedRows
 from service.features.keys import KeySpace
 from service.features.near_cache import NearCache
 from service.features.reader import BlobReader
@@ -62,8 +63,34 @@ class _Flight:
             wait.one_less()
 
 
+class _Read:
+    """One read of the store and the flights that it carries, until the reply or the time limit.
+
+    After the limit its flights have landed empty, so that later requests ask anew (and are refused at
+    once where the breaker is open) instead of waiting for a store that hangs; the reply is discarded.
+    """
+
+    __slots__ = ("_flights", "_timer")
+
+    def __init__(self, flights: Sequence[_Flight], timeout_s: float) -> None:
+        self._flights = flights
+        self._timer = asyncio.get_running_loop().call_later(timeout_s, self._be_late)
+
+    def land(self, values: Sequence[Any]) -> None:
+        """Give each flight its values."""
+        flights, self._flights = self._flights, ()
+        self._timer.cancel()
+        start = 0
+        for flight in flights:
+            flight.land(values[start : start + len(flight.ids)])
+            start += len(flight.ids)
+
+    def _be_late(self) -> None:
+        self.land([UNREAD] * sum(len(flight.ids) for flight in self._flights))
+
+
 class _Wait:
-    """A request's wait for one or more flights, until a time."""
+    """A request's wait for one or more flights."""
 
     __slots__ = ("_count", "_future")
 
@@ -78,14 +105,19 @@ class _Wait:
         if self._count <= 0:
             self._end()
 
-    async def until(self, timeout_s: float) -> bool:
-        """Wait; False when the time ran out first. Cancelling it leaves the flights alone."""
+    async def until(self, timeout_s: float) -> None:
+        """Wait, but no longer than that; inf where the flights' own limit is enough.
+
+        Cancelling it leaves the flights alone.
+        """
+        if timeout_s == math.inf:
+            await self._future
+            return
         timer = self._future.get_loop().call_later(timeout_s, self._end)
         try:
             await self._future
         finally:
             timer.cancel()
-        return self._count <= 0
 
     def _end(self) -> None:
         if not self._future.done():
@@ -290,22 +322,15 @@ class RedisSource:
 
     async def _read(self, look_ups: Sequence[_LookUp], timeout_s: float) -> None:
         """Bring what the near cache lacks, in one read of the store, within the time."""
-        timeout_s = min(timeout_s, self._timeout_s)
         if timeout_s <= 0:
             return
         own = [flight for look_up in look_ups if (flight := look_up.take_off()) is not None]
         waited_for = [flight for look_up in look_ups for flight in look_up.flights]
         wait = _Wait(waited_for)
         if own:
-
-            def land(values: Sequence[Any]) -> None:
-                start = 0
-                for flight in own:
-                    flight.land(values[start : start + len(flight.ids)])
-                    start += len(flight.ids)
-
-            self._reader.read([(flight.group.space, flight.ids) for flight in own], land)
-        await wait.until(timeout_s)
+            read = _Read(own, self._timeout_s)
+            self._reader.read([(flight.group.space, flight.ids) for flight in own], read.land)
+        await wait.until(timeout_s if timeout_s < self._timeout_s else math.inf)
 
 
 __all__ = ["EntityGroup", "RedisSource"]
