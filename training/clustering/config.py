@@ -95,8 +95,8 @@ class ClusteringConfig(BaseModel):
     step_method: Literal["adaptive", "sgd"] = "adaptive"
     frozen_rows: PositiveInt | None = None
     step_size: PositiveFloat | None = None
-    step_rows: PositiveInt = 256
-    eval_rows: PositiveInt = 256
+    step_rows: PositiveInt = 128
+    eval_rows: PositiveInt = 128
     held_out_ratio: float = Field(default=0.2, gt=0, lt=1)
     train_on_held_out: bool = False
     min_train_rows: PositiveInt = 500

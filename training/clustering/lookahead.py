@@ -89,7 +89,7 @@ def measure(
     preconditioner: Preconditioner = SGD,
     frozen_above: int | None = None,
     max_share: float = MAX_SHARE,
-    chunk_models: int = 8,
+    chunk_models: int = 16,
 ) -> Measured:
     """Measure what the steps of a plan do.
 

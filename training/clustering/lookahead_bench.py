@@ -307,7 +307,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--small", type=int, default=43, help="D of mode exact")
     parser.add_argument("--large", type=int, default=300, help="D of mode first_order")
-    parser.add_argument("--train", type=int, default=256, help="rows of B_u")
+    parser.add_argument("--train", type=int, default=128, help="rows of B_u")
     parser.add_argument("--evaluation", type=int, default=128, help="rows of E_v")
     parser.add_argument("--steps", type=int, default=30, help="training steps to time")
     parser.add_argument("--literal-sets", type=int, default=8)

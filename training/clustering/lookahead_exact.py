@@ -73,7 +73,7 @@ def exact_losses(
     sets: PlanSets,
     *,
     step_size: float,
-    chunk_models: int = 8,
+    chunk_models: int = 16,
     chunk_rows: int = 512,
     max_numbers: int = 1 << 26,
 ) -> LookaheadLosses:
