@@ -129,7 +129,7 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _readable(cls, value: str) -> str:
-        for url in value.split(","):
+        for url in map(str.strip, value.split(",")):
             if not url.startswith(("redis://", "rediss://", "unix://")):
                 raise ValueError("must start with redis://, rediss:// or unix://")
         return value

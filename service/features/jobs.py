@@ -30,7 +30,7 @@ from service.features.load import (
     stream_updates,
 )
 from service.features.memory_source import MemorySource
-from service.features.writer import BlobWriter
+from service.features.writer import RETRIES, BlobWriter
 from service.settings import Settings
 
 PIECE_BYTES = 1 << 18
@@ -132,7 +132,7 @@ def parquet_part(
     )
 
 
-def make_writer(settings: Settings, *, expire_s: int = 0) -> BlobWriter:
+def make_writer(settings: Settings, *, expire_s: int = 0, retries: int = RETRIES) -> BlobWriter:
     """Writer to the server or cluster that the settings name.
 
     Raises:
@@ -142,7 +142,8 @@ def make_writer(settings: Settings, *, expire_s: int = 0) -> BlobWriter:
         seeds = [Address.parse(url) for url in settings.redis_urls()]
     except ValueError as error:
         raise StartupError(f"setting redis_url: {error}") from None
-    return BlobWriter(seeds, cluster=settings.feature_source == "redis_cluster", expire_s=expire_s)
+    cluster = settings.feature_source == "redis_cluster"
+    return BlobWriter(seeds, cluster=cluster, expire_s=expire_s, retries=retries)
 
 
 def make_cursor(path: Path | None, settings: Settings, bundle: Bundle, parts: list[Part]) -> Cursor:

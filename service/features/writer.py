@@ -31,14 +31,22 @@ class BlobWriter:
         cluster: Which of the two.
         expire_s: After which Redis forgets a row that is not written again; 0: never.
         timeout_s: For connecting, and for each round trip.
+        retries: Attempts at a batch, with growing pauses between them.
     """
 
     def __init__(
-        self, seeds: Sequence[Address], *, cluster: bool, expire_s: int = 0, timeout_s: float = 10.0
+        self,
+        seeds: Sequence[Address],
+        *,
+        cluster: bool,
+        expire_s: int = 0,
+        timeout_s: float = 10.0,
+        retries: int = RETRIES,
     ) -> None:
         self._seeds = list(seeds)
         self._cluster = cluster
         self._timeout_s = timeout_s
+        self._retries = retries
         text = str(expire_s).encode()
         self._tail = b"$2\r\nEX\r\n$%d\r\n%b\r\n" % (len(text), text) if expire_s else b""
         self._head = b"*5\r\n$3\r\nSET\r\n" if expire_s else b"*3\r\n$3\r\nSET\r\n"
@@ -53,7 +61,7 @@ class BlobWriter:
             StoreReplyError: It refuses to store them.
         """
         pause_s = FIRST_PAUSE_S
-        for left in reversed(range(RETRIES)):
+        for left in reversed(range(self._retries)):
             try:
                 await self._write_once(keys, blobs)
             except (StoreLostError, StoreReplyError) as error:

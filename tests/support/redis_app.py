@@ -22,10 +22,12 @@ def now_ms() -> int:
     return int(time.time() * 1000)
 
 
-async def fill(built: SmallBundle, settings: Settings, *, event_ms: int | None = None) -> None:
+async def fill(
+    built: SmallBundle, settings: Settings, *, event_ms: int | None = None, retries: int = 6
+) -> None:
     """Load the bundle's snapshot into the Redis that the settings name."""
     parts = snapshot_parts(built.bundle, now_ms() if event_ms is None else event_ms)
-    loader = Loader(built.schema, settings.redis_key_prefix, make_writer(settings))
+    loader = Loader(built.schema, settings.redis_key_prefix, make_writer(settings, retries=retries))
     cursor = make_cursor(None, settings, built.bundle, parts)
     await run_load(parts, loader, cursor, batch_rows=50, on_rows=lambda *_: None)
 
