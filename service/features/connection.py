@@ -17,13 +17,14 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import hiredis
 from redis.connection import parse_url
 
+from service.errors import StartupError
 from service.features.errors import StoreLostError, StoreReplyError
 from service.telemetry.log import get_logger
 
@@ -251,4 +252,16 @@ class Connection(asyncio.Protocol):
             self._lose()
 
 
-__all__ = ["Address", "Connection", "OnReplies", "Replies", "pack"]
+def parse_addresses(urls: Sequence[str]) -> list[Address]:
+    """Addresses of the URLs in the settings.
+
+    Raises:
+        StartupError: One cannot be read; the message holds no password.
+    """
+    try:
+        return [Address.parse(url) for url in urls]
+    except ValueError as error:
+        raise StartupError(f"setting redis_url: {error}") from None
+
+
+__all__ = ["Address", "Connection", "OnReplies", "Replies", "pack", "parse_addresses"]

@@ -18,7 +18,7 @@ from service.contract.bundle import Bundle
 from service.contract.encode import EntityEncoder
 from service.contract.schema import Entity
 from service.errors import StartupError
-from service.features.connection import Address
+from service.features.connection import parse_addresses
 from service.features.errors import LoadError
 from service.features.load import (
     Cursor,
@@ -138,10 +138,7 @@ def make_writer(settings: Settings, *, expire_s: int = 0, retries: int = RETRIES
     Raises:
         StartupError: A Redis URL cannot be read.
     """
-    try:
-        seeds = [Address.parse(url) for url in settings.redis_urls()]
-    except ValueError as error:
-        raise StartupError(f"setting redis_url: {error}") from None
+    seeds = parse_addresses(settings.redis_urls())
     cluster = settings.feature_source == "redis_cluster"
     return BlobWriter(seeds, cluster=cluster, expire_s=expire_s, retries=retries)
 
@@ -152,7 +149,7 @@ def make_cursor(path: Path | None, settings: Settings, bundle: Bundle, parts: li
     Raises:
         LoadError: The file belongs to another load.
     """
-    servers = [Address.parse(url).name for url in settings.redis_urls()]
+    servers = [address.name for address in parse_addresses(settings.redis_urls())]
     job = {
         "schema": bundle.schema.digest,
         "prefix": settings.redis_key_prefix,

@@ -14,10 +14,9 @@ from weakref import WeakValueDictionary
 from service.contract.bundle import Bundle
 from service.contract.layout import entity_layout
 from service.contract.schema import Entity, FeatureSchema
-from service.errors import StartupError
 from service.features.blob import BlobCodec
 from service.features.cluster import ClusterReader
-from service.features.connection import Address
+from service.features.connection import parse_addresses
 from service.features.ids import id_limits
 from service.features.keys import KeySpace
 from service.features.memory_source import MemorySource
@@ -153,10 +152,7 @@ def make_reader(settings: Settings, metrics: FeatureMetrics) -> BlobReader | Non
         breaker_window=settings.breaker_window,
         breaker_open_s=settings.breaker_open_s,
     )
-    try:
-        addresses = [Address.parse(url) for url in settings.redis_urls()]
-    except ValueError as error:
-        raise StartupError(f"setting redis_url: {error}") from None
+    addresses = parse_addresses(settings.redis_urls())
     if settings.feature_source == "redis":
         return ServerReader(addresses[0], options, metrics)
     return ClusterReader(addresses, options, metrics)
