@@ -85,7 +85,7 @@ def load_masks(folder: Path) -> MaskRecord:
     """
     path = folder / MASKS_FILE
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("shape", "domains", "searched", "masks", "history")}
     except FileNotFoundError:
         raise MaskSearchError(f"{path}: no such file; runs with masks.enabled have one") from None

@@ -5,8 +5,8 @@ Pure numpy. Invariant: every candidate is valid, has an output and differs from 
 Letters: X edges, N_l experts of level l.
 
 Source: AREAD, arXiv 2412.11905, section HEMP. We differ in reading the gates in closed form at the current
-weights, where the published code averages what it recorded, and in raising the flip rate after draws that
-change nothing, where it would draw for ever.
+weights, where the published code averages what it recorded, and in moving the flip rate towards one
+half after draws that made no mask, where it would draw for ever.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from training.models.mask import BoolArray, PyramidMask, PyramidShape, density, 
 FloatArray = NDArray[np.floating]
 
 PATIENT_DRAWS = 10
-"""Draws of flips at the rate first drawn; then the rate doubles."""
+"""Draws of flips at the rate first drawn; then the rate doubles up to one half, or falls to that."""
 
 MOST_DRAWS = 100
 """Draws after which a pyramid is said to have no other mask."""
@@ -82,7 +82,7 @@ def candidate(
     deletes = float(density(own)) > active
     for draw in range(MOST_DRAWS):
         if draw >= PATIENT_DRAWS:
-            rate = max(rate, min(0.5, 2.0 ** (draw - PATIENT_DRAWS) / shape.num_edges))
+            rate = min(0.5, max(rate, 2.0 ** (draw - PATIENT_DRAWS) / shape.num_edges))
         flips = rng.random(shape.num_edges) < rate
         found = validated_bits(both ^ flips if deletes else both | flips, shape)
         if has_output(found, shape) and not np.array_equal(found, own):
