@@ -101,8 +101,11 @@ PRESETS = {
     "small": SyntheticConfig(num_domains=20, num_groups=4, opposite_pairs=1, num_users=1_000, num_items=600,
                              num_rows=20_000, days=8, num_tail_domains=3, tail_rows=60, num_attributes=24),
     "demo": SyntheticConfig(),
+    "large": SyntheticConfig(num_domains=300, num_groups=12, opposite_pairs=3, num_users=60_000,
+                             num_items=30_000, num_rows=3_000_000, num_tail_domains=40, tail_rows=600,
+                             num_attributes=120, num_latents=12),
 }  # fmt: skip
-"""`small` for tests, `demo` for the five-minute run."""
+"""`small` for tests, `demo` for the five-minute run, `large` with 300 domains for figures of cost."""
 
 
 @dataclass(frozen=True)
