@@ -19,6 +19,7 @@ from training.engine.files import write_text
 from training.engine.platt import sigmoid
 from training.metrics import reliability_curve
 from training.report_clusters import CLUSTER_REPORT, write_cluster_report
+from training.report_masks import mask_section
 from training.report_page import image, number, page, plot, table
 from training.track import read_log
 
@@ -56,6 +57,7 @@ def write_report(run: Path) -> Path:
         "" if of_parts else _calibration_note(load_json(folder.calibration)),
         "<h2>Domains, test rows</h2>" + image(_domain_plot(metrics), "AUC by domain size"),
         _domain_table(metrics),
+        mask_section(run, metrics),
         f"<h2>Config</h2><pre>{html.escape(folder.config.read_text(encoding='utf-8'))}</pre>",
     ]
     for part in folder.parts:

@@ -47,7 +47,7 @@ class TuningRules:
     lr: float = 1e-2
     rows: int = 32
     eval_batches: int = 5
-    chunk_candidates: int = 72
+    chunk_candidates: int = 144
     prune_quantile: float = 0.05
 
 

@@ -17,6 +17,8 @@ from training.masks.errors import MaskSearchError
 from training.masks.mask_run import MaskRun
 from training.masks.rows import TrainRows
 from training.models.mask import PyramidMask, PyramidShape
+from training.report import write_report
+from training.report_masks import overlap
 from training.track import Quiet, read_log
 
 AREAD = (
@@ -124,6 +126,25 @@ def test_a_model_with_masks_is_read_back(searched, prepared):
     assert weights_digest(model.state_dict()) == searched.metrics["digests"]["weights"]
     again = evaluate_run(searched.folder.root, "test")
     assert again["total_auc"] == pytest.approx(searched.metrics["test"]["total_auc"], abs=1e-9)
+
+
+def test_the_report_shows_masks(searched):
+    page = write_report(searched.folder.root).read_text()
+
+    assert "<h2>Masks</h2>" in page
+    assert "Pyramid of 3/6/12 experts, 105 edges; method search, cheap" in page
+    for picture in ("density and experts over updates", "edges by domain", "overlap of masks"):
+        assert f"<img alt='{picture}'" in page
+    for name, told in searched.metrics["masks"]["domains"].items():
+        if told["density"] == 1.0 and name in searched.metrics["test"]["domains"]:
+            assert f"<td>{name}</td>" in page
+
+
+def test_overlap_by_hand():
+    bits = np.array([[1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]], dtype=bool)
+
+    assert overlap(bits)[0].tolist() == [1.0, 1 / 3, 0.0]
+    assert overlap(bits)[2, 2] == 0.0
 
 
 @pytest.mark.parametrize("after", [5, 33])
