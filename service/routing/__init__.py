@@ -1,0 +1,1 @@
+"""Which bundle answers a request: experiments, maturity of domains, live reload, shadow."""
