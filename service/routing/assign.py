@@ -23,6 +23,9 @@ HOLDOUT: Final = "holdout"
 NOBODY: Final = -1
 """Owner of a position that no arm has."""
 
+NOWHERE: Final = -1.0
+"""Position of a request without a unit."""
+
 Span = tuple[float, float]
 """Positions from the first (inclusive) to the second (exclusive)."""
 
@@ -50,13 +53,23 @@ class Assignment(msgspec.Struct, frozen=True):
 
 
 def position(salt: str, unit: str) -> float:
-    """Position of a unit in [0, 1): the upper 53 bits of XXH3-64 of `salt`, a zero byte and the id, in UTF-8."""
-    return (xxh3_64_intdigest(f"{salt}\0{unit}".encode()) >> 11) * 2.0**-53
+    """Position of a unit in [0, 1): the upper 53 bits of XXH3-64 of salt, zero byte and id, in UTF-8."""
+    return _place(_prefix(salt) + unit.encode())
 
 
 def positions(salt: str, units: Sequence[str]) -> NDArray[np.float64]:
     """Positions of n units, (n,) float64."""
-    return np.fromiter((position(salt, unit) for unit in units), dtype=np.float64, count=len(units))
+    prefix = _prefix(salt)
+    places = (_place(prefix + unit.encode()) for unit in units)
+    return np.fromiter(places, dtype=np.float64, count=len(units))
+
+
+def _prefix(salt: str) -> bytes:
+    return salt.encode() + b"\0"
+
+
+def _place(text: bytes) -> float:
+    return (xxh3_64_intdigest(text) >> 11) * 2.0**-53
 
 
 class Ranges:
@@ -125,6 +138,8 @@ class Assigner:
         self._control = control
         self._holdout_share = holdout_share
         self._holdout_salt = holdout_salt
+        self._prefix = _prefix(salt)
+        self._holdout_prefix = _prefix(holdout_salt)
         self._overrides = dict(overrides)
         self._killed = killed
 
@@ -135,7 +150,8 @@ class Assigner:
             unit: Id; None when the request names none.
             wanted: An arm that this request asks for; only a kill switch stands above it.
         """
-        place = NOBODY if unit is None else position(self.salt, unit)
+        raw = b"" if unit is None else unit.encode()
+        place = NOWHERE if unit is None else _place(self._prefix + raw)
         if self._killed:
             return Assignment(self.experiment, self._control, unit or "", place, "kill_switch")
         if wanted is not None:
@@ -144,7 +160,7 @@ class Assigner:
             return None
         if self._overrides and (forced := self._overrides.get(unit)) is not None:
             return Assignment(self.experiment, forced, unit, place, "override")
-        if self._holdout_share and position(self._holdout_salt, unit) < self._holdout_share:
+        if self._holdout_share and _place(self._holdout_prefix + raw) < self._holdout_share:
             return Assignment(self.experiment, HOLDOUT, unit, place, "holdout")
         owner = self.ranges.owner(place)
         return None if owner == NOBODY else Assignment(self.experiment, self.arms[owner], unit, place)
@@ -163,6 +179,7 @@ class Assigner:
 __all__ = [
     "HOLDOUT",
     "NOBODY",
+    "NOWHERE",
     "Assigner",
     "Assignment",
     "Ranges",
