@@ -14,6 +14,7 @@ lies within the encoders and is finite, whatever the bytes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -170,10 +171,10 @@ class BlobCodec:
     def _sound(self, ints: NDArray[np.uint32], floats: NDArray[np.float32]) -> NDArray[np.bool_]:
         """(n,) bool: ids within their encoders (a negative one is a huge unsigned), numbers finite."""
         in_range = ints < self._limits
-        finite = np.isfinite(floats)
-        if in_range.all() and finite.all():
+        # The sum of finite float32 numbers is finite in float64, that of others is not.
+        if in_range.all() and math.isfinite(floats.sum(dtype=np.float64)):
             return np.ones(len(ints), dtype=np.bool_)
-        return np.asarray(in_range.all(axis=1) & finite.all(axis=1))
+        return np.asarray(in_range.all(axis=1) & np.isfinite(floats).all(axis=1))
 
     def _checksums(self, ids: Sequence[str], words: Words) -> Words:
         """(n,) uint64 of n rows and their ids; the last word of a row is left out."""

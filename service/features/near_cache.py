@@ -34,14 +34,13 @@ class Found:
     """What a look-up yields.
 
     Attributes:
-        rows: n rows that the caller owns; defaults where there is no entry.
-        missed: (n,) bool: no entry that is still good.
-        all_found: Whether none was missed.
+        rows: n rows that the caller owns, defaults where there is no entry; None where there is none
+            at all.
+        missed: (n,) bool: no entry that is still good; None where all were found.
     """
 
-    rows: DecodedRows
-    missed: NDArray[np.bool_]
-    all_found: bool
+    rows: DecodedRows | None
+    missed: NDArray[np.bool_] | None
 
 
 class NearCache:
@@ -96,8 +95,14 @@ class NearCache:
 
     def find(self, ids: Sequence[str], now_s: float) -> Found:
         """Rows of n ids."""
+        if len(ids) == 1:
+            return self._find_one(ids[0], now_s)
+        if not self._slot_of:
+            return Found(None, np.ones(len(ids), dtype=np.bool_))
         slots = np.fromiter(map(self._slot_of.get, ids, repeat(0)), np.intp, len(ids))
         missed = self._expires_s[slots] <= now_s
+        if missed.all():
+            return Found(None, missed)
         self._used[slots] = True
         rows = DecodedRows(
             EncodedBlock(self._ints.take(slots, axis=0), self._floats.take(slots, axis=0)),
@@ -105,12 +110,22 @@ class NearCache:
             self._status[slots],
         )
         if not missed.any():
-            return Found(rows, missed, all_found=True)
+            return Found(rows, None)
         expired = slots[missed]
         if expired.any():  # rows past their time, which must not show through
             rows.block.ints[missed], rows.block.floats[missed] = self._ints[0], self._floats[0]
             rows.event_ms[missed], rows.status[missed] = 0, MISSING
-        return Found(rows, missed, all_found=False)
+        return Found(rows, missed)
+
+    def _find_one(self, value: str, now_s: float) -> Found:
+        """As `find`, without what arrays of one cost."""
+        slot = self._slot_of.get(value, 0)
+        if self._expires_s[slot] <= now_s:
+            return Found(None, np.ones(1, dtype=np.bool_))
+        self._used[slot] = True
+        one = slice(slot, slot + 1)
+        block = EncodedBlock(self._ints[one].copy(), self._floats[one].copy())
+        return Found(DecodedRows(block, self._event_ms[one].copy(), self._status[one].copy()), None)
 
     def insert(self, ids: Sequence[str], rows: DecodedRows, now_s: float) -> None:
         """Keep n rows of distinct ids, replacing older ones; what could not be read is not kept."""
@@ -120,27 +135,25 @@ class NearCache:
             ids = ids[: self.max_entries]
         slot_of = self._slot_of
         new = [value for value in ids if value not in slot_of]
-        if new:
-            self._make_room(new)
+        taken = self._make_room(new) if new else []
+        if len(taken) == len(rows.status) and not rows.status.any():  # all new, all stored
+            self._write(np.array(taken, dtype=np.intp), rows, now_s)
+            return
         slots = np.fromiter(map(slot_of.get, ids, repeat(0)), np.intp, len(ids))
-        status = rows.status[: len(ids)]
-        kept = (slots > 0) & (status != FAILED)
-        if not kept.all():
-            slots, status = slots[kept], status[kept]
-            rows = DecodedRows(
-                EncodedBlock(rows.block.ints[: len(ids)][kept], rows.block.floats[: len(ids)][kept]),
-                rows.event_ms[: len(ids)][kept],
-                status,
-            )
-        self._ints[slots] = rows.block.ints[: len(ids)]
-        self._floats[slots] = rows.block.floats[: len(ids)]
-        self._event_ms[slots] = rows.event_ms[: len(ids)]
-        self._status[slots] = status
-        shares = 1.0 - self._jitter_ratio * self._random.random(len(slots))
-        self._expires_s[slots] = now_s + self._lives_s[status] * shares
+        kept = np.flatnonzero((slots > 0) & (rows.status[: len(ids)] != FAILED))
+        block = EncodedBlock(rows.block.ints[kept], rows.block.floats[kept])
+        self._write(slots[kept], DecodedRows(block, rows.event_ms[kept], rows.status[kept]), now_s)
 
-    def _make_room(self, new: list[str]) -> None:
-        """Give as many new ids a slot as the bound allows, evicting others."""
+    def _write(self, slots: NDArray[np.intp], rows: DecodedRows, now_s: float) -> None:
+        self._ints[slots] = rows.block.ints
+        self._floats[slots] = rows.block.floats
+        self._event_ms[slots] = rows.event_ms
+        self._status[slots] = rows.status
+        shares = 1.0 - self._jitter_ratio * self._random.random(len(slots))
+        self._expires_s[slots] = now_s + self._lives_s[rows.status] * shares
+
+    def _make_room(self, new: list[str]) -> list[int]:
+        """Slots for as many of the new ids as the bound allows, evicting others."""
         needed = self._cost(new)
         while needed > self._max_bytes:
             needed -= self._cost([new.pop()])
@@ -157,7 +170,9 @@ class NearCache:
         self._id_at[slots] = new
         self._taken[slots] = True
         self._used[slots] = False
+        self._expires_s[slots] = -np.inf  # until its row is written
         self.num_bytes += needed
+        return slots
 
     def _cost(self, ids: Sequence[str]) -> int:
         """Bytes charged for entries: an upper bound, as if every character took the most it can."""

@@ -160,14 +160,22 @@ class EntityGroup:
     def look_up(self, ids: Sequence[str]) -> _LookUp:
         """Begin a read of n ids with what the near cache has."""
         found = self.cache.find(ids, time.monotonic())
-        if found.all_found:
+        if found.missed is None:
             self._metrics.hits.inc(len(ids))
             return _LookUp(self, ids, found.rows, None)
         missed = np.flatnonzero(found.missed)
-        if len(missed) < len(ids):
+        if found.rows is not None:
             self._metrics.hits.inc(len(ids) - len(missed))
-        found.rows.status[missed] = FAILED  # until read
+            found.rows.status[missed] = FAILED  # until read
         return _LookUp(self, ids, found.rows, missed)
+
+    def unread(self, count: int) -> DecodedRows:
+        """Default rows that stand for what could not be read."""
+        layout = self._layout
+        ints = np.repeat(layout.default_ints[None], count, axis=0)
+        floats = np.repeat(layout.default_floats[None], count, axis=0)
+        status = np.full(count, FAILED, dtype=np.uint8)
+        return DecodedRows(EncodedBlock(ints, floats), np.zeros(count, dtype=np.int64), status)
 
     def nobody(self) -> StoredRows:
         """The one row of an entity without an id."""
@@ -197,6 +205,8 @@ class EntityGroup:
                         self._layout.default_ints,
                         self._layout.default_floats,
                     )
+        if not status.any():  # all fresh
+            return StoredRows(block, np.ones(len(status), dtype=np.bool_))
         last_used = STALE if self._use_stale else FRESH
         return StoredRows(block, status <= last_used, status)
 
@@ -214,7 +224,11 @@ class _LookUp:
     __slots__ = ("_missed", "_own", "_rows", "_shared", "flights", "group", "ids")
 
     def __init__(
-        self, group: EntityGroup, ids: Sequence[str], rows: DecodedRows, missed: NDArray[np.intp] | None
+        self,
+        group: EntityGroup,
+        ids: Sequence[str],
+        rows: DecodedRows | None,
+        missed: NDArray[np.intp] | None,
     ) -> None:
         self.group = group
         self.ids = ids
@@ -235,11 +249,12 @@ class _LookUp:
             return None
         ids, under_way = self.ids, self.group.flights
         missing = list(ids) if len(self._missed) == len(ids) else [ids[p] for p in self._missed.tolist()]
-        wanted = dict.fromkeys(missing)
+        own_flight = _Flight(self.group, missing)
+        wanted = dict.fromkeys(missing, own_flight)
         if len(wanted) == len(missing) and (not under_way or under_way.keys().isdisjoint(missing)):
-            self._own = _Flight(self.group, missing)
-            under_way.update(dict.fromkeys(missing, self._own))
-            self.flights = [self._own]
+            self._own = own_flight
+            under_way.update(wanted)
+            self.flights = [own_flight]
             self.group.count(missed=len(missing), joined=0)
             return self._own
         own = [value for value in wanted if value not in under_way]
@@ -256,20 +271,16 @@ class _LookUp:
 
     def result(self) -> StoredRows:
         """Rows with what the flights have brought so far."""
-        rows = self._rows
-        if self._own is not None and self._own.rows is not None:
-            brought = self._own.rows
-            if len(self.ids) == len(self._own.ids):
-                # The near cache has its own copy; nobody else holds these arrays.
-                rows = DecodedRows(
-                    EncodedBlock(brought.block.ints.copy(), brought.block.floats.copy()),
-                    brought.event_ms,
-                    brought.status.copy(),
-                )
-            else:
-                where = self._missed
-                rows.block.ints[where], rows.block.floats[where] = brought.block.ints, brought.block.floats
-                rows.event_ms[where], rows.status[where] = brought.event_ms, brought.status
+        own = None if self._own is None else self._own.rows
+        if own is not None and len(own.status) == len(self.ids):
+            # Copies, contiguous and the caller's own: others may join the flight until it is gone.
+            block = EncodedBlock(own.block.ints.copy(), own.block.floats.copy())
+            return self.group.judge(DecodedRows(block, own.event_ms, own.status.copy()))
+        rows = self.group.unread(len(self.ids)) if self._rows is None else self._rows
+        if own is not None:
+            where = self._missed
+            rows.block.ints[where], rows.block.floats[where] = own.block.ints, own.block.floats
+            rows.event_ms[where], rows.status[where] = own.event_ms, own.status
         for flight, places in self._shared:
             if flight.rows is not None:
                 brought, from_ = flight.rows, flight.places_of([self.ids[place] for place in places])

@@ -30,6 +30,11 @@ def rows_of(stamps, status=None):
     return DecodedRows(EncodedBlock(ints, floats), stamps.astype(np.int64), np.asarray(status, np.uint8))
 
 
+def missed_of(cache, ids, now):
+    found = cache.find(ids, now)
+    return np.zeros(len(ids), bool) if found.missed is None else found.missed
+
+
 def test_rows_are_found_in_order_until_their_time():
     cache = cache_of()
     cache.insert(["a", "b"], rows_of([7, 8]), now_s=100.0)
@@ -38,7 +43,14 @@ def test_rows_are_found_in_order_until_their_time():
     assert found.rows.event_ms.tolist() == [8, 0, 7, 8]
     np.testing.assert_array_equal(found.rows.block.ints[1], LAYOUT.default_ints)
     assert cache.find(["a"], now_s=110.0).missed.tolist() == [True]
-    np.testing.assert_array_equal(cache.find(["a"], 110.0).rows.block.ints[0], LAYOUT.default_ints)
+    assert cache.find(["a"], 110.0).rows is None
+    late = cache.find(["a", "b", "x"], 110.0)
+    assert late.missed.tolist() == [True] * 3
+    cache.insert(["x"], rows_of([9]), now_s=105.0)
+    mixed = cache.find(["a", "x"], 110.0)  # a row past its time does not show through
+    assert mixed.missed.tolist() == [True, False]
+    np.testing.assert_array_equal(mixed.rows.block.ints[0], LAYOUT.default_ints)
+    assert mixed.rows.event_ms.tolist() == [0, 9]
 
 
 def test_absent_and_invalid_rows_are_remembered_shortly_and_failed_ones_not():
@@ -54,7 +66,7 @@ def test_lives_are_spread_by_the_jitter():
     cache = cache_of(jitter_ratio=0.5)
     ids = [f"i{n}" for n in range(1000)]
     cache.insert(ids, rows_of(range(1000)), now_s=0.0)
-    alive = [1 - cache.find(ids, now_s=t).missed.mean() for t in (4.99, 6.25, 7.5, 8.75, 10.0)]
+    alive = [1 - missed_of(cache, ids, t).mean() for t in (4.99, 6.25, 7.5, 8.75, 10.0)]
     np.testing.assert_allclose(alive, [1.0, 0.75, 0.5, 0.25, 0.0], atol=0.06)
 
 
@@ -80,7 +92,7 @@ def test_rows_in_use_outlive_a_scan():
     hot = [f"hot{n}" for n in range(50)]
     cache.insert(hot, rows_of(range(50)), now_s=0.0)
     for n in range(100):
-        assert not cache.find(hot, now_s=0.1).missed.any()
+        assert cache.find(hot, now_s=0.1).missed is None
         scan = [f"scan{n}-{k}" for k in range(50)]
         cache.insert(scan, rows_of(range(50)), now_s=0.1)
     assert cache.num_evicted > 1000
@@ -102,10 +114,11 @@ def test_it_never_lies(steps, max_bytes, jitter):
             truth.update({v: (stamp + n, status[n], now) for n, v in enumerate(some)})
             stamp += len(some)
         else:
-            found = cache.find(some, now)
+            found, missed = cache.find(some, now), missed_of(cache, some, now)
             for n, value in enumerate(some):
-                if found.missed[n]:
-                    np.testing.assert_array_equal(found.rows.block.ints[n], LAYOUT.default_ints)
+                if missed[n]:
+                    if found.rows is not None:
+                        np.testing.assert_array_equal(found.rows.block.ints[n], LAYOUT.default_ints)
                     continue
                 expected, status, since = truth[value]
                 assert (found.rows.event_ms[n], found.rows.status[n]) == (expected, status)
@@ -121,5 +134,5 @@ def test_one_insert_larger_than_the_cache_keeps_what_fits(count):
     some = [f"i{n}" for n in range(count)]
     cache.insert(some, rows_of(range(count)), now_s=0.0)
     assert 0 < len(cache) <= cache.max_entries
-    found = cache.find(some, 0.0)
-    assert found.rows.event_ms[~found.missed].tolist() == np.arange(count)[~found.missed].tolist()
+    found, missed = cache.find(some, 0.0), missed_of(cache, some, 0.0)
+    assert found.rows.event_ms[~missed].tolist() == np.arange(count)[~missed].tolist()
