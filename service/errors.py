@@ -21,6 +21,7 @@
     +-- RuntimeMissingError          onnxruntime (or its CUDA provider) is not installed
     +-- GraphError                   a graph cannot be opened or does not fit the manifest
     +-- GoldenError                  golden rows do not score as recorded
+    +-- RoutingError                 a routing file is wrong, or its bundles cannot serve its domains
 
     GraphRunError                    a graph failed on a request's rows; answered as InternalError
 
@@ -227,6 +228,10 @@ class GraphError(StartupError):
 
 class GoldenError(StartupError):
     """Golden rows are missing, malformed, or do not score as recorded."""
+
+
+class RoutingError(StartupError):
+    """A routing file contradicts itself, or names bundles that cannot serve its domains."""
 
 
 class GraphRunError(Exception):

@@ -51,6 +51,12 @@ class Settings(BaseSettings):
     unknown_domain: Literal["manifest", "reject", "zero_shot"] = Field(
         default="manifest", description="What an unlisted domain gets; `manifest` leaves it to the bundle."
     )
+    routing_file: Path | None = Field(
+        default=None, description="YAML of experiments and routing by maturity; none: all by the alias."
+    )
+    routing_poll_s: float = Field(
+        default=2.0, gt=0, description="Time between looks at the routing file and the aliases of its arms."
+    )
     golden_tolerance: float = Field(
         default=1e-5, gt=0, description="Largest difference from a golden score before a bundle is refused."
     )

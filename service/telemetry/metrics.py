@@ -3,7 +3,8 @@
 Several workers share one truth through prometheus-client's multiprocess mode: the supervisor sets
 `PROMETHEUS_MULTIPROC_DIR` before a worker imports this module, and whichever worker is scraped adds
 up all files. With one worker there are no files. Invariant: no label value comes from a request
-except domains that the bundle lists, and of those at most `max_domain_labels`.
+except domains that the bundle lists, and of those at most `max_domain_labels`; arms are those of the
+routing file, as `experiment/arm`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ NO_VERSION = "none"
 
 SECONDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 CANDIDATES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
+DIFFERENCES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 STATUSES = ("fresh", "stale", "missing", "invalid", "failed")
 STORE_FAILURES = ("timeout", "connect", "connection", "reply", "backlog", "breaker_open", "closed")
 STAGES = ("decode", "features", "infer", "reply", "total")
@@ -103,9 +105,41 @@ TABLE: tuple[Metric, ...] = (
     Metric(
         "gauge",
         "ctr_bundle_info",
-        "1 for the bundle that serves.",
+        "1 for every bundle that serves, as default or for an arm.",
         ("model", "version", "alias"),
         across_workers="livemax",
+    ),
+    Metric(
+        "gauge",
+        "ctr_routing_info",
+        "1 for the routing file that serves, by the digest of its text.",
+        ("digest",),
+        across_workers="livemax",
+    ),
+    Metric(
+        "counter",
+        "ctr_routing_reloads_total",
+        "Changed routing files and moved aliases of arms, by result: loaded or refused.",
+        ("result",),
+    ),
+    Metric(
+        "gauge",
+        "ctr_routing_stale_workers",
+        "Workers that serve by their last good routing, since what is there now is refused.",
+    ),
+    Metric(
+        "counter",
+        "ctr_shadow_requests_total",
+        "Answered requests that a shadow was to score, by the arm that answered and result: scored, dropped "
+        "(no room, or busy), late or failed.",
+        ("arm", "result"),
+    ),
+    Metric(
+        "histogram",
+        "ctr_shadow_abs_difference",
+        "Mean absolute difference between served and shadow scores of one request.",
+        ("arm",),
+        DIFFERENCES,
     ),
     Metric("gauge", "ctr_ready_workers", "Workers that answer /health/ready with 200."),
 )
@@ -129,6 +163,7 @@ class Metrics:
         self.inflight = self._gauges["ctr_inflight_requests"]
         self.ready = self._gauges["ctr_ready_workers"]
         self.features = FeatureMetrics(self._counters, self._histograms, self._gauges)
+        self.routing = RoutingMetrics(self._counters, self._histograms, self._gauges)
         if MULTIPROCESS_VARIABLE not in os.environ:
             ProcessCollector(registry=self._registry)
 
@@ -149,22 +184,36 @@ class Metrics:
                     multiprocess_mode=row.across_workers,
                 )
 
-    def answered(self, version: str, status: int, code: str) -> None:
+    def answered(self, version: str, status: int, code: str, *, arm: str = NO_ARM) -> None:
         """Count a problem document."""
         outcome = "failed" if status >= 500 else "rejected"
-        self._counters["ctr_score_requests_total"].labels(version, NO_ARM, outcome).inc()
+        self._counters["ctr_score_requests_total"].labels(version, arm, outcome).inc()
         self._counters["ctr_rejected_requests_total"].labels(code).inc()
 
     def disconnected(self, version: str) -> None:
         """Count a caller that left before its body was read."""
         self._counters["ctr_score_requests_total"].labels(version, NO_ARM, "disconnected").inc()
 
-    def for_bundle(self, *, model: str, version: str, alias: str, domains: Iterable[str]) -> BundleMetrics:
-        """Metrics of one bundle; `domains` in order of importance, the first get labels of their own."""
+    def for_bundle(
+        self, *, model: str, version: str, alias: str, domains: Iterable[str], arm: str = NO_ARM
+    ) -> BundleMetrics:
+        """Metrics of one bundle, for one arm of an experiment.
+
+        Args:
+            model: Name of the model.
+            version: Short id of the bundle.
+            alias: Under which it serves.
+            domains: In order of importance; the first get labels of their own.
+            arm: As `experiment/arm`.
+        """
         info = self._gauges["ctr_bundle_info"]
         info.labels(model, version, alias).set(1)
         own = [domain for domain, _ in zip(domains, range(self._max_domain_labels), strict=False)]
-        return BundleMetrics(self._counters, self._histograms, version, own)
+        return BundleMetrics(self._counters, self._histograms, version, own, arm)
+
+    def retire_bundle(self, *, model: str, version: str, alias: str) -> None:
+        """Take note that a bundle no longer serves under an alias."""
+        self._gauges["ctr_bundle_info"].labels(model, version, alias).set(0)
 
     def render(self) -> bytes:
         """The text a scrape gets, over all workers. Takes milliseconds: call it off the event loop."""
@@ -184,11 +233,12 @@ class BundleMetrics:
         histograms: dict[str, Histogram],
         version: str,
         own_domains: list[str],
+        arm: str = NO_ARM,
     ) -> None:
         durations = histograms["ctr_score_duration_seconds"]
         stages = [durations.labels(stage, version) for stage in STAGES]
         self.decode, self.features, self.infer, self.reply, self.total = stages
-        self._ok = counters["ctr_score_requests_total"].labels(version, NO_ARM, "ok")
+        self._ok = counters["ctr_score_requests_total"].labels(version, arm, "ok")
         self._candidates = histograms["ctr_candidates_per_request"]
         reads = counters["ctr_feature_reads_total"]
         self._user_reads = [reads.labels("user", status) for status in STATUSES]
@@ -253,6 +303,36 @@ class FeatureMetrics:
         self._failures[cause].inc()
 
 
+class RoutingMetrics:
+    """Metrics of the routing file and of shadows."""
+
+    def __init__(
+        self, counters: dict[str, Counter], histograms: dict[str, Histogram], gauges: dict[str, Gauge]
+    ) -> None:
+        self._info = gauges["ctr_routing_info"]
+        self._reloads = counters["ctr_routing_reloads_total"]
+        self.stale = gauges["ctr_routing_stale_workers"]
+        self._shadowed = counters["ctr_shadow_requests_total"]
+        self._difference = histograms["ctr_shadow_abs_difference"]
+
+    def serves(self, digest: str, before: str | None) -> None:
+        """Take note of the file that serves now, and of the one before it."""
+        if before is not None:
+            self._info.labels(before).set(0)
+        self._info.labels(digest).set(1)
+
+    def reloaded(self, *, loaded: bool) -> None:
+        """Count a change that was taken up or refused."""
+        self._reloads.labels("loaded" if loaded else "refused").inc()
+        self.stale.set(0 if loaded else 1)
+
+    def shadowed(self, arm: str, result: str, difference: float | None = None) -> None:
+        """Count what became of a shadow run; the difference is that of a scored one."""
+        self._shadowed.labels(arm, result).inc()
+        if difference is not None:
+            self._difference.labels(arm).observe(difference)
+
+
 def _add(children: Iterable[Counter], counts: Iterable[int]) -> None:
     for child, count in zip(children, counts, strict=True):
         if count:
@@ -261,6 +341,7 @@ def _add(children: Iterable[Counter], counts: Iterable[int]) -> None:
 
 __all__ = [
     "MULTIPROCESS_VARIABLE",
+    "NO_ARM",
     "STATUSES",
     "TABLE",
     "BundleMetrics",
@@ -268,4 +349,5 @@ __all__ = [
     "GroupMetrics",
     "Metric",
     "Metrics",
+    "RoutingMetrics",
 ]
