@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from training.clustering import lookahead
 from training.clustering.affinity import LookaheadGram, LookaheadLosses, LookaheadPlan
@@ -48,6 +49,7 @@ from training.clustering.cdc import CdcSteps, Lookahead
 from training.clustering.choose_k import choose_num_clusters
 from training.clustering.errors import AssignmentError, RulesError
 from training.clustering.gain import Matrices
+from training.clustering.interval import lookahead_size, steps_between_updates
 from training.clustering.lookahead_model import LabelledRows, Serving
 from training.clustering.lookahead_step import SGD, adaptive_preconditioner
 from training.clustering.measured import RowPool
@@ -63,17 +65,18 @@ from training.engine.optim import OptimiserSet
 from training.engine.row_view import view
 from training.engine.run import build_loop, claim, run_identity, run_loop, settle
 from training.models.base import CtrModel
+from training.models.build import build_model
 from training.models.config import TowerConfig
 from training.track import Quiet, RunLog, Watcher
 
 CHOICE_FILE = "choice.json"
 STATE_FILE = "state.npz"
 
-LookaheadMaker = Callable[[RunConfig, CtrModel, OptimiserSet], Lookahead]
-"""Makes the lookahead of a model that is trained by these optimisers."""
+LookaheadMaker = Callable[[RunConfig, CtrModel, OptimiserSet, int], Lookahead]
+"""Makes the lookahead of a model that is trained by these optimisers for so many steps between updates."""
 
 
-def model_lookahead(config: RunConfig, model: CtrModel, optimisers: OptimiserSet) -> Lookahead:
+def model_lookahead(config: RunConfig, model: CtrModel, optimisers: OptimiserSet, interval: int) -> Lookahead:
     """The lookahead on the model itself, with the step that the config asks for."""
     settings = config.clustering
 
@@ -87,7 +90,7 @@ def model_lookahead(config: RunConfig, model: CtrModel, optimisers: OptimiserSet
             plan,
             serving=serving,
             step_size=settings.step_size or config.optimiser.dense.lr,
-            interval_rows=settings.update_interval * config.training.batch_size,
+            interval_rows=interval * config.training.batch_size,
             mode=settings.mode,
             preconditioner=adaptive_preconditioner(model, optimisers.optimisers) if adaptive else SGD,
             frozen_above=settings.frozen_rows,
@@ -269,7 +272,7 @@ def measure(job: Job, folder: Path, rows: RowPool, *, num_clusters: int, updates
     run = RunFolder(folder)
     data = job.trained_on(rows)
     batches = RowReader(data, "train").num_batches(config.training.batch_size)
-    steps = settings.warmup_batches + (updates - 1) * settings.update_interval + 1
+    steps = settings.warmup_batches + (updates - 1) * interval_of(job, rows, num_clusters) + 1
     identity = run_identity(config, job.prepared) | {"num_clusters": str(num_clusters)}
     checkpoint = CheckpointFile(run.checkpoint, identity=identity)
     going_on = job.resume and checkpoint.exists()
@@ -306,14 +309,16 @@ def cdc_steps(
     settings, seed = job.config.clustering, job.config.training.seed
     state = start(rows.domains.train_rows[rows.domains.ids], settings.rules(num_clusters, seed=seed))
 
+    interval = interval_of(job, rows, num_clusters)
+
     def make(model: CtrModel, optimisers: OptimiserSet, log: RunLog, watcher: Watcher) -> CdcSteps:
         return CdcSteps(
             model,
             state=state,
             rows=rows,
-            lookahead=job.make_lookahead(job.config, model, optimisers),
+            lookahead=job.make_lookahead(job.config, model, optimisers, interval),
             warmup_batches=settings.warmup_batches,
-            update_interval=settings.update_interval,
+            update_interval=interval,
             max_updates=settings.max_updates,
             stop_after=stop_after,
             log=log,
@@ -321,6 +326,19 @@ def cdc_steps(
         )
 
     return make
+
+
+def interval_of(job: Job, rows: RowPool, num_clusters: int) -> int:
+    """Steps between updates of a run with so many clusters."""
+    towers = first_towers(job.prepared.schema.num_domains, num_clusters)
+    config = job.config.model_copy(update={"model": with_cluster_towers(job.config)})
+    with torch.device("meta"):  # sizes alone are wanted, and the random state must not move
+        model = build_model(config.model, job.prepared.schema, towers)
+    return steps_between_updates(
+        job.config.clustering,
+        lookahead_size(job.config, model, rows),
+        batch_size=job.config.training.batch_size,
+    )
 
 
 def first_towers(num_domains: int, num_clusters: int) -> list[int]:

@@ -45,11 +45,12 @@ class ClusteringConfig(BaseModel):
         assignment: assignment.json (or its folder) to use instead of finding one; two_stage and split only.
         groups: Yaml or json file of `manual`.
         warmup_batches: W, steps before the first update, trained with the mean of the towers.
-        update_interval: Steps between updates.
+        update_interval: Steps between updates; `auto` for 1,000 batches of 1,024 rows, or more where an
+            update would cost more than `max_overhead_ratio` of the training in between.
         max_updates: Updates of an end-to-end run at most; null for as many as the run holds.
         cluster_updates: Updates of `ctr-train cluster`.
         mode: Of the lookahead: `exact` steps, `first_order` reads gradients; `auto` goes by the cost.
-        max_overhead_ratio: Share of training that `auto` may spend on lookaheads.
+        max_overhead_ratio: Share of training that `auto`, of mode and interval, may spend on updates.
         step_method: Whether the lookahead's step is scaled like the optimiser's (`adaptive`) or not (`sgd`).
         frozen_rows: Encoders with more rows than this stand still in the lookahead; null freezes none.
         step_size: eta of the lookahead's step; null takes the dense learning rate.
@@ -86,7 +87,7 @@ class ClusteringConfig(BaseModel):
     groups: str | None = None
 
     warmup_batches: NonNegativeInt = 1000
-    update_interval: PositiveInt = 1000
+    update_interval: PositiveInt | Literal["auto"] = "auto"
     max_updates: PositiveInt | None = None
     cluster_updates: PositiveInt = 5
 

@@ -21,8 +21,12 @@ FORWARD_FACTOR = 0.5
 """Time per operation of a row under vmap against one in training, which also pays dropout, small batched
 products backward and both optimisers. Measured by `lookahead_bench` on one core: 0.45."""
 
-GRADIENT_FACTOR = 1.3
-"""The same of a domain's gradient: small batches. Measured: 1.2 to 1.5."""
+GRADIENT_FACTOR = 1.5
+"""The same of a domain's gradient: small batches. Measured: 1.2 to 1.6."""
+
+RECLUSTER_FACTOR = 1_500.0
+"""Kernel and re-clustering, in operations of training per D^3. Measured at D = 300: 2.8 s, where training
+does 14 billion operations a second."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,9 @@ def estimate_cost(size: LookaheadSize, *, mode: LookaheadMode, max_share: float)
     gradients = GRADIENT_FACTOR * 6.0 * P * size.train_rows
     per_row = FORWARD_FACTOR * 2.0 * P + 2.0 * D * width
     lookups = 4.0 * D * width * size.eval_rows
-    exact = gradients + size.num_sets * (per_row * size.eval_rows + 2.0 * D * P) + lookups
-    first_order = gradients + GRADIENT_FACTOR * 6.0 * P * size.eval_rows + 2.0 * D * D * P
+    common = gradients + RECLUSTER_FACTOR * D**3
+    exact = common + size.num_sets * (per_row * size.eval_rows + 2.0 * D * P) + lookups
+    first_order = common + GRADIENT_FACTOR * 6.0 * P * size.eval_rows + 2.0 * D * D * P
     interval = 6.0 * P * size.interval_rows
     shares = f"exact {exact / interval:.1%}, first_order {first_order / interval:.1%} of an interval"
     if mode != "auto":

@@ -148,6 +148,16 @@ class RowPool:
         self._pool = take_rows(prepared, pool)
         self._pool_sizes = np.array([len(rows) - held[d] for d, rows in zip(ids, chosen, strict=True)])
 
+    @property
+    def num_step_rows(self) -> int:
+        """Rows of all B_u of an update."""
+        return int(np.minimum(self._pool_sizes, self._step_rows).sum())
+
+    @property
+    def num_eval_rows(self) -> int:
+        """Rows of all E_v."""
+        return int(self.held_out.sum())
+
     def evaluation(self, device: torch.device) -> LabelledRows:
         """E_v of the n measured domains."""
         return self._labelled(self._evaluation, device)
