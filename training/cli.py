@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from training.cli_ab import ab_app
 from training.cli_print import out_console, print_columns, print_dataset, print_metrics, print_study
 from training.track import Watcher, bars
 
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Make, prepare and describe data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(ab_app, name="ab")
 
 error_console = Console(stderr=True)
 
@@ -294,6 +296,7 @@ def guarded(command: Callable[[], Any]) -> int:
 def expected_errors() -> tuple[type[Exception], ...]:
     """Errors that mean wrong input or a wrong world, not a wrong program."""
     from service.contract.errors import ContractError
+    from training.ab.errors import AbError
     from training.clustering.errors import ClusteringError
     from training.config import ConfigError
     from training.data.errors import DataError
@@ -303,6 +306,7 @@ def expected_errors() -> tuple[type[Exception], ...]:
     from training.tune.errors import TuneError
 
     return (
+        AbError,
         ConfigError,
         ClusteringError,
         EngineError,

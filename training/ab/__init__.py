@@ -1,0 +1,1 @@
+"""Reading A/B tests: planning, sample-ratio check, lift, sequential results, calibration per arm."""
