@@ -276,7 +276,9 @@ def test_small_domains_are_left_out_and_served_by_the_default(small, prepared, t
 def test_the_lookahead_gets_disjoint_rows_and_the_right_towers(small, prepared, tmp_path):
     seen = []
 
-    def spying(_config, _model, _optimisers):
+    def spying(config, _model, _optimisers, interval):
+        assert interval == config.clustering.update_interval
+
         def look(plan, steps, evaluation, serving):
             seen.append((steps, evaluation, serving, torch.get_rng_state()))
             rng = np.random.default_rng(len(seen))
