@@ -21,6 +21,7 @@ from service.bundles.registry import LoadedBundle
 from service.contract.store import ModelStore
 from service.errors import ServiceError
 from service.features.opening import FeatureSources
+from service.routing.live import LiveRouting
 from service.scoring.admission import Admission
 from service.scoring.runner import Runner
 from service.serving import Serving
@@ -64,7 +65,8 @@ def create_app(settings: Settings) -> Application:
     def load() -> LoadedBundle:
         return load_bundle(settings, features)
 
-    serving = Serving(load, runner, metrics, max_items=settings.max_items)
+    routing = make_routing(settings, features, runner, metrics)
+    serving = Serving(load, runner, metrics, max_items=settings.max_items, routing=routing)
     score = ScoreEndpoint(
         serving,
         limits=Limits(settings.max_items, settings.max_string_length, settings.max_history),
@@ -76,8 +78,34 @@ def create_app(settings: Settings) -> Application:
     return Application(score, ProblemMiddleware(_control_app(serving, features), serving), serving)
 
 
-def load_bundle(settings: Settings, features: FeatureSources) -> LoadedBundle:
-    """The bundle that the settings ask for, on the feature source they ask for; blocks.
+def make_routing(
+    settings: Settings, features: FeatureSources, runner: Runner, metrics: Metrics
+) -> LiveRouting | None:
+    """Routing by the file that the settings name, if they name one; not started."""
+    if settings.routing_file is None:
+        return None
+
+    def load(bundle_id: str) -> LoadedBundle:
+        return load_bundle(settings, features, bundle_id)
+
+    return LiveRouting(
+        settings.routing_file,
+        ModelStore(settings.store),
+        load,
+        runner=runner,
+        metrics=metrics,
+        max_items=settings.max_items,
+        poll_s=settings.routing_poll_s,
+    )
+
+
+def load_bundle(settings: Settings, features: FeatureSources, reference: str | None = None) -> LoadedBundle:
+    """A bundle on the feature source that the settings ask for; blocks.
+
+    Args:
+        settings: Where bundles are, and how to open them.
+        features: Opens its feature source.
+        reference: Alias or id; None takes that of the settings.
 
     Raises:
         ContractError: The store lacks the bundle, or it is damaged.
@@ -85,7 +113,7 @@ def load_bundle(settings: Settings, features: FeatureSources) -> LoadedBundle:
     """
     return LoadedBundle.load(
         ModelStore(settings.store),
-        settings.alias,
+        reference or settings.alias,
         device=settings.device,
         unknown_domain=settings.unknown_domain,
         tolerance=settings.golden_tolerance,
@@ -139,4 +167,4 @@ def openapi_document(loaded: LoadedBundle | None) -> dict[str, Any]:
     )
 
 
-__all__ = ["Application", "create_app", "load_bundle", "openapi_document"]
+__all__ = ["Application", "create_app", "load_bundle", "make_routing", "openapi_document"]

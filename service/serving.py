@@ -1,7 +1,8 @@
 """What this process can do right now: loading, ready, failed or draining.
 
 The one mutable holder between the life cycle (app, server) and the endpoints. Invariant: `scorer` is
-set only after the golden rows passed; once draining, never ready again.
+set only after the golden rows passed, `routing` only with a table that serves; once draining, never
+ready again.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from enum import StrEnum
 from service.bundles.registry import LoadedBundle
 from service.contract.errors import ContractError
 from service.errors import NotReady, StartupError
+from service.routing.build import bundle_metrics
+from service.routing.live import LiveRouting
 from service.scoring.runner import Runner
 from service.scoring.scorer import Scorer
 from service.telemetry.log import get_logger
@@ -42,31 +45,40 @@ class Serving:
         runner: Where graphs run.
         metrics: Of this process.
         max_items: Most candidates in one request.
+        routing: Chooses between bundles; None where there is no routing file.
     """
 
     def __init__(
-        self, load: Callable[[], LoadedBundle], runner: Runner, metrics: Metrics, *, max_items: int
+        self,
+        load: Callable[[], LoadedBundle],
+        runner: Runner,
+        metrics: Metrics,
+        *,
+        max_items: int,
+        routing: LiveRouting | None = None,
     ) -> None:
         self._load = load
         self._runner = runner
         self._max_items = max_items
+        self._routing = routing
         self.metrics = metrics
         self.state = State.LOADING
         self.reason = LOADING_REASON
         self.scorer: Scorer | None = None
         self.bundle_metrics: BundleMetrics | None = None
+        self.routing: LiveRouting | None = None
 
     async def load(self) -> None:
         """Load the bundle off the event loop; on failure stay up, not ready, with the reason."""
         try:
-            loaded = await asyncio.to_thread(self._load)
+            scorer = await asyncio.to_thread(self._prepare)
         except (ContractError, StartupError) as error:
             self._fail(str(error))
         except Exception:
             log.exception("bundle_load_crashed")
             self._fail(UNEXPECTED_REASON)
         else:
-            self._serve(loaded)
+            self._serve(scorer)
 
     def begin_drain(self) -> None:
         """Turn not ready for good; requests are still answered."""
@@ -97,7 +109,16 @@ class Serving:
 
     def close(self) -> None:
         """Release the runner's threads."""
+        if self._routing is not None:
+            self._routing.close()
         self._runner.close()
+
+    def _prepare(self) -> Scorer:
+        """Load the bundle, and whatever the routing file asks for beside it; blocks."""
+        scorer = Scorer(self._load(), self._runner, max_items=self._max_items)
+        if self._routing is not None:
+            self._routing.start(scorer)
+        return scorer
 
     def _fail(self, reason: str) -> None:
         log.error("bundle_refused", reason=reason)
@@ -105,18 +126,18 @@ class Serving:
             self.state = State.FAILED
             self.reason = reason
 
-    def _serve(self, loaded: LoadedBundle) -> None:
-        manifest = loaded.bundle.manifest
-        by_weight = sorted(manifest.domains, key=lambda name: -manifest.domains[name].num_train_rows)
-        self.bundle_metrics = self.metrics.for_bundle(
-            model=manifest.name, version=loaded.version, alias=loaded.alias, domains=by_weight
-        )
-        self.scorer = Scorer(loaded, self._runner, max_items=self._max_items)
+    def _serve(self, scorer: Scorer) -> None:
+        loaded = scorer.loaded
+        self.bundle_metrics = bundle_metrics(self.metrics, loaded)
+        self.scorer = scorer
+        if self._routing is not None:
+            self.routing = self._routing
+            self._routing.watch()
         log.info(
             "bundle_ready",
             bundle=loaded.bundle.bundle_id,
             alias=loaded.alias,
-            domains=len(manifest.domains),
+            domains=len(loaded.bundle.manifest.domains),
             golden_max_error=max(loaded.golden_error.values()),
             load_s=round(loaded.load_s, 3),
         )

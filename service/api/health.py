@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter
 
 from service.errors import NotReady
@@ -23,10 +25,11 @@ def health_router(serving: Serving) -> APIRouter:
         return {"status": "started"}
 
     @router.get("/ready", summary="Takes traffic: golden rows passed and not draining")
-    async def ready() -> dict[str, str]:
+    async def ready() -> dict[str, Any]:
         if serving.state is not State.READY or serving.scorer is None:
             raise NotReady(serving.reason)
-        return {"status": "ready", "bundle": serving.scorer.loaded.bundle_id}
+        routing = {} if serving.routing is None else {"routing": serving.routing.describe()}
+        return {"status": "ready", "bundle": serving.scorer.loaded.bundle_id, **routing}
 
     return router
 

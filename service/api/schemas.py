@@ -56,7 +56,18 @@ class ScoreRequest(Struct, forbid_unknown_fields=True, frozen=True):
     user: User = User()
     context: Features = {}
     request_id: Annotated[str | None, Meta(description="Echoed; generated when absent.")] = None
+    session_id: Annotated[
+        str | None, Meta(description="Unit of experiments on sessions; without one the user is.")
+    ] = None
     explain: Annotated[bool, Meta(description="Add where each entity's features came from.")] = False
+
+
+class BlendInfo(Struct, frozen=True):
+    """What was blended into the scores of a domain with few rows."""
+
+    bundle: Annotated[str, Meta(description="Id of the bundle.")]
+    alias: str
+    weight: Annotated[float, Meta(description="Share of its logits in those of the scores.")]
 
 
 class ModelInfo(Struct, frozen=True):
@@ -66,6 +77,7 @@ class ModelInfo(Struct, frozen=True):
     alias: str
     cluster: int | None
     graph: str
+    blend: BlendInfo | UnsetType = UNSET
 
 
 class Explain(Struct, frozen=True):
@@ -84,8 +96,8 @@ class ScoreReply(Struct, frozen=True):
     domain: str
     scores: Annotated[list[float], Meta(description="Probabilities in [0, 1].")]
     model: ModelInfo
-    experiment: str | None = None
-    arm: str | None = None
+    experiment: Annotated[str | None, Meta(description="That decided who scored; null without one.")] = None
+    arm: Annotated[str | None, Meta(description="Of the experiment, or `holdout`.")] = None
     degraded: Annotated[list[str], Meta(description="Parts that failed and were replaced by defaults.")] = []
     explain: Explain | UnsetType = UNSET
 
@@ -108,6 +120,7 @@ decode_request = msgspec.json.Decoder(ScoreRequest).decode
 encode_reply = msgspec.json.Encoder().encode
 
 __all__ = [
+    "BlendInfo",
     "Explain",
     "Item",
     "ItemColumns",

@@ -11,18 +11,23 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from service.api.body import Disconnected, Receive, check_headers, read_body
+from msgspec import UNSET
+
+from service.api.body import Disconnected, Headers, Receive, check_headers, read_body
 from service.api.respond import INTERNAL_DETAIL, Send, request_id_of, send_problem, send_reply
-from service.api.schemas import Explain, ModelInfo, ScoreReply, ScoreRequest, encode_reply
+from service.api.schemas import BlendInfo, Explain, ModelInfo, ScoreReply, ScoreRequest, encode_reply
 from service.api.translate import Limits, decode, to_query
 from service.contract.schema import Entity
 from service.errors import BodyTooLarge, InternalError, MethodNotAllowed, ServiceError
+from service.routing.live import LiveRouting
+from service.routing.table import Choice
+from service.routing.target import Blend, Target
 from service.scoring.admission import Admission, Deadline
 from service.scoring.query import Query
 from service.scoring.scorer import Scored, Scorer
 from service.serving import Serving
 from service.telemetry.log import get_logger
-from service.telemetry.metrics import NO_VERSION, STATUSES, BundleMetrics
+from service.telemetry.metrics import NO_ARM, NO_VERSION, STATUSES, BundleMetrics
 
 PATH = "/score"
 NOTHING_READ = (0,) * len(STATUSES)
@@ -86,6 +91,22 @@ class ScoreEndpoint:
     def _version(self) -> str:
         return self._serving.version or NO_VERSION
 
+    @property
+    def _busy(self) -> bool:
+        """Whether half of the slots are taken."""
+        return 2 * self._admission.inflight > self._admission.max_inflight
+
+    def _choose(
+        self, routing: LiveRouting, request: ScoreRequest, request_id: str, headers: Headers
+    ) -> Choice:
+        return routing.table.choose(
+            request.domain,
+            user_id=request.user.id,
+            session_id=request.session_id,
+            request_id=request_id,
+            headers=headers,
+        )
+
     async def _answer(
         self, scope: Mapping[str, Any], receive: Receive, send: Send, deadline: Deadline, request_id: str
     ) -> None:
@@ -96,49 +117,52 @@ class ScoreEndpoint:
         request = decode(body)
         if request.request_id and len(request.request_id) <= self._limits.max_string_length:
             request_id = request.request_id
+        choice: Choice | None = None
         try:
+            if self._serving.routing is not None:
+                choice = self._choose(self._serving.routing, request, request_id, scope["headers"])
+                scorer, metrics = choice.target.scorer, choice.target.metrics
             query = to_query(request, self._limits, item_features=scorer.feature_names(Entity.ITEM))
             decoded = time.perf_counter()
-            scored = await scorer.score(query, deadline)
+            if choice is None:
+                scored = await scorer.score(query, deadline)
+            else:
+                scored = await choice.target.score(query, deadline)
         except Exception as error:
-            raise _AnswerError(request_id, error) from error
+            raise _AnswerError(request_id, error, choice) from error
         begun = time.perf_counter()
-        reply = encode_reply(self._reply(scorer, request, query, scored, request_id))
+        reply = encode_reply(self._reply(scorer, request, query, scored, request_id, choice))
         await send_reply(send, 200, reply, request_id, close=self._serving.draining)
         done = time.perf_counter()
         metrics.decode.observe(decoded - read)
         metrics.reply.observe(done - begun)
         metrics.total.observe(done - deadline.started_s)
         self._observe(metrics, query, scored)
+        if choice is not None and choice.shadow is not None:
+            choice.shadow.offer(query, scored.scores, choice.target.arm, busy=self._busy)
         if self._access_log_ratio and random.random() < self._access_log_ratio:  # noqa: S311 - sampling
-            self._log_access(request_id, query, scored, done - deadline.started_s)
+            self._log_access(request_id, query, scored, done - deadline.started_s, choice)
 
     def _reply(
-        self, scorer: Scorer, request: ScoreRequest, query: Query, scored: Scored, request_id: str
+        self,
+        scorer: Scorer,
+        request: ScoreRequest,
+        query: Query,
+        scored: Scored,
+        request_id: str,
+        choice: Choice | None,
     ) -> ScoreReply:
-        reply = ScoreReply(
+        assignment = None if choice is None else choice.assignment
+        return ScoreReply(
             request_id=request_id,
             domain=query.domain,
             scores=scored.scores.tolist(),
-            model=self._model_info(scorer, scored),
+            model=_model_info(scorer, scored, None if choice is None else choice.target.blend),
+            experiment=None if assignment is None else assignment.experiment,
+            arm=None if assignment is None else assignment.arm,
             degraded=list(scored.degraded),
+            explain=_explain(query, scored) if request.explain else UNSET,
         )
-        if not request.explain:
-            return reply
-        anonymous = query.user_id is None
-        explain = Explain(
-            user="anonymous" if anonymous else _status(known=scored.user_known),
-            items=[_status(known=known) for known in scored.items_known.tolist()],
-            domain=_status(known=scored.route.listed),
-            domain_row=int(scored.route.index[0]),
-        )
-        return ScoreReply(
-            reply.request_id, reply.domain, reply.scores, reply.model, None, None, reply.degraded, explain
-        )
-
-    def _model_info(self, scorer: Scorer, scored: Scored) -> ModelInfo:
-        loaded, route = scorer.loaded, scored.route
-        return ModelInfo(loaded.bundle_id, loaded.alias, route.cluster, route.graph)
 
     def _observe(self, metrics: BundleMetrics, query: Query, scored: Scored) -> None:
         metrics.features.observe(scored.features_s)
@@ -152,25 +176,35 @@ class ScoreEndpoint:
             degraded=scored.degraded,
         )
 
-    def _log_access(self, request_id: str, query: Query, scored: Scored, took_s: float) -> None:
+    def _log_access(
+        self, request_id: str, query: Query, scored: Scored, took_s: float, choice: Choice | None
+    ) -> None:
         log.info(
             "scored",
             request_id=request_id,
             domain=query.domain,
             num_items=len(query.item_ids),
             graph=scored.route.graph,
+            arm=NO_ARM if choice is None else choice.target.arm,
             took_ms=round(took_s * 1000, 3),
         )
 
     async def _fail_or_refuse(self, send: Send, failed: _AnswerError) -> None:
+        target = None if failed.choice is None else failed.choice.target
         if isinstance(failed.error, ServiceError):
-            await self._refuse(send, failed.error, failed.request_id)
+            await self._refuse(send, failed.error, failed.request_id, target)
             return
-        log.error("score_failed", request_id=failed.request_id, bundle=self._version, exc_info=failed.error)
-        await self._refuse(send, InternalError(INTERNAL_DETAIL), failed.request_id)
+        version = self._version if target is None else target.scorer.loaded.version
+        log.error("score_failed", request_id=failed.request_id, bundle=version, exc_info=failed.error)
+        await self._refuse(send, InternalError(INTERNAL_DETAIL), failed.request_id, target)
 
-    async def _refuse(self, send: Send, error: ServiceError, request_id: str) -> None:
-        self._serving.metrics.answered(self._version, error.status, error.code)
+    async def _refuse(
+        self, send: Send, error: ServiceError, request_id: str, target: Target | None = None
+    ) -> None:
+        version, arm = self._version, NO_ARM
+        if target is not None:
+            version, arm = target.scorer.loaded.version, target.arm
+        self._serving.metrics.answered(version, error.status, error.code, arm=arm)
         log.debug("refused", request_id=request_id, code=error.code, detail=error.detail)
         close = self._serving.draining or isinstance(error, BodyTooLarge)
         extra = [(b"allow", b"POST")] if isinstance(error, MethodNotAllowed) else []
@@ -178,12 +212,31 @@ class ScoreEndpoint:
 
 
 class _AnswerError(Exception):
-    """Carries an error together with the request id that the body asked for."""
+    """Carries an error together with the request id that the body asked for, and who was to answer."""
 
-    def __init__(self, request_id: str, error: Exception) -> None:
+    def __init__(self, request_id: str, error: Exception, choice: Choice | None) -> None:
         super().__init__(request_id)
         self.request_id = request_id
         self.error = error
+        self.choice = choice
+
+
+def _model_info(scorer: Scorer, scored: Scored, blend: Blend | None) -> ModelInfo:
+    loaded, route = scorer.loaded, scored.route
+    if blend is None:
+        return ModelInfo(loaded.bundle_id, loaded.alias, route.cluster, route.graph)
+    other = blend.scorer.loaded
+    blended = BlendInfo(other.bundle_id, other.alias, blend.weight)
+    return ModelInfo(loaded.bundle_id, loaded.alias, route.cluster, route.graph, blended)
+
+
+def _explain(query: Query, scored: Scored) -> Explain:
+    return Explain(
+        user="anonymous" if query.user_id is None else _status(known=scored.user_known),
+        items=[_status(known=known) for known in scored.items_known.tolist()],
+        domain=_status(known=scored.route.listed),
+        domain_row=int(scored.route.index[0]),
+    )
 
 
 def _check_method(method: str) -> None:

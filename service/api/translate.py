@@ -65,6 +65,8 @@ def to_query(request: ScoreRequest, limits: Limits, *, item_features: frozenset[
     check = _Check(limits)
     check.string(request.domain, "$.domain")
     check.string(request.request_id or "", "$.request_id")
+    if request.session_id:
+        check.string(request.session_id, "$.session_id")
     user = request.user
     user_id = None if user.id is None else check.ids((user.id,), "$.user.id", None)[0]
     if user.features:
