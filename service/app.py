@@ -10,20 +10,24 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI, Request, Response
 
+from service.api.feedback import FEEDBACK_PATH, FeedbackEndpoint
 from service.api.health import health_router
 from service.api.info import info_router
 from service.api.middleware import REQUEST_ID, App, Message, ProblemMiddleware
-from service.api.openapi import merge_score
+from service.api.openapi import merge_feedback, merge_score
 from service.api.respond import PROBLEM
 from service.api.score import PATH, ScoreEndpoint
 from service.api.translate import Limits
 from service.bundles.registry import LoadedBundle
 from service.contract.store import ModelStore
-from service.errors import ServiceError
+from service.errors import RoutingError, ServiceError
+from service.events import EventLogs
 from service.features.opening import FeatureSources
 from service.routing.live import LiveRouting
+from service.routing.table import RoutingTable
 from service.scoring.admission import Admission
 from service.scoring.runner import Runner
+from service.scoring.scorer import Scorer
 from service.serving import Serving
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
@@ -37,8 +41,11 @@ DESCRIPTION = (
 class Application:
     """The ASGI app, and the state that its life cycle turns."""
 
-    def __init__(self, score: ScoreEndpoint, control: App, serving: Serving) -> None:
+    def __init__(
+        self, score: ScoreEndpoint, feedback: FeedbackEndpoint, control: App, serving: Serving
+    ) -> None:
         self._score = score
+        self._feedback = feedback
         self._control = control
         self.serving = serving
 
@@ -51,6 +58,8 @@ class Application:
         """Dispatch one request or the lifespan."""
         if scope["type"] == "http" and scope["path"] == PATH:
             await self._score(scope, receive, send)
+        elif scope["type"] == "http" and scope["path"] == FEEDBACK_PATH:
+            await self._feedback(scope, receive, send)
         else:
             await self._control(scope, receive, send)
 
@@ -67,15 +76,27 @@ def create_app(settings: Settings) -> Application:
 
     routing = make_routing(settings, features, runner, metrics)
     serving = Serving(load, runner, metrics, max_items=settings.max_items, routing=routing)
+    events = EventLogs(settings, metrics.events)
+    limits = Limits(settings.max_items, settings.max_string_length, settings.max_history)
     score = ScoreEndpoint(
         serving,
-        limits=Limits(settings.max_items, settings.max_string_length, settings.max_history),
+        limits=limits,
         admission=Admission(settings.max_inflight),
         deadline_ms=settings.deadline_ms,
         max_body_bytes=settings.max_body_bytes,
         access_log_ratio=settings.access_log_ratio,
+        exposures=events.exposures,
     )
-    return Application(score, ProblemMiddleware(_control_app(serving, features), serving), serving)
+    feedback = FeedbackEndpoint(
+        serving,
+        events,
+        limits=limits,
+        admission=Admission(settings.max_inflight),
+        deadline_ms=settings.deadline_ms,
+        max_body_bytes=settings.max_body_bytes,
+    )
+    control = ProblemMiddleware(_control_app(serving, features, events), serving)
+    return Application(score, feedback, control, serving)
 
 
 def make_routing(
@@ -97,6 +118,29 @@ def make_routing(
         max_items=settings.max_items,
         poll_s=settings.routing_poll_s,
     )
+
+
+def check_routing(settings: Settings, features: FeatureSources, loaded: LoadedBundle) -> RoutingTable:
+    """The table that the settings' routing file makes; blocks while it loads what the file names.
+
+    Args:
+        settings: Name the file.
+        features: Opens feature sources.
+        loaded: The default bundle.
+
+    Raises:
+        RoutingError: The file is wrong, or its bundles cannot serve its domains.
+    """
+    runner = Runner(inline_max_ms=settings.inline_max_ms, num_threads=1)
+    routing = make_routing(settings, features, runner, Metrics(max_domain_labels=0))
+    if routing is None:
+        raise RoutingError("the settings name no routing file")
+    try:
+        routing.start(Scorer(loaded, runner, max_items=settings.max_items))
+        return routing.table
+    finally:
+        routing.close()
+        runner.close()
 
 
 def load_bundle(settings: Settings, features: FeatureSources, reference: str | None = None) -> LoadedBundle:
@@ -122,15 +166,17 @@ def load_bundle(settings: Settings, features: FeatureSources, reference: str | N
     )
 
 
-def _control_app(serving: Serving, features: FeatureSources) -> FastAPI:
+def _control_app(serving: Serving, features: FeatureSources, events: EventLogs) -> FastAPI:
     """Docs, health, metadata and metrics."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await events.start()
         features.start()
         loading = asyncio.create_task(serving.load())
         yield
         await loading
+        await events.close()
         features.close()
         serving.close()
 
@@ -141,7 +187,7 @@ def _control_app(serving: Serving, features: FeatureSources) -> FastAPI:
 
     def document() -> dict[str, Any]:
         loaded = None if serving.scorer is None else serving.scorer.loaded
-        return merge_score({**plain_document()}, loaded)
+        return merge_feedback(merge_score({**plain_document()}, loaded))
 
     app.openapi = document  # type: ignore[method-assign]
     app.add_exception_handler(ServiceError, _problem)
@@ -162,9 +208,10 @@ def openapi_document(loaded: LoadedBundle | None) -> dict[str, Any]:
     metrics = Metrics()
     app = create_app(settings)
     app.serving.close()
-    return merge_score(
-        _control_app(app.serving, FeatureSources(settings, metrics.features)).openapi(), loaded
+    control = _control_app(
+        app.serving, FeatureSources(settings, metrics.features), EventLogs(settings, metrics.events)
     )
+    return merge_feedback(merge_score(control.openapi(), loaded))
 
 
-__all__ = ["Application", "create_app", "load_bundle", "make_routing", "openapi_document"]
+__all__ = ["Application", "check_routing", "create_app", "load_bundle", "make_routing", "openapi_document"]

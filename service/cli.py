@@ -15,6 +15,7 @@ from service import cli_features
 from service.cli_settings import fail, option, read_settings
 from service.contract.errors import ContractError
 from service.errors import RuntimeMissingError, StartupError
+from service.events import check_folders
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def run(
     max_body_bytes: Annotated[int | None, option("max_body_bytes")] = None,
     max_inflight: Annotated[int | None, option("max_inflight")] = None,
     unknown_domain: Annotated[str | None, option("unknown_domain")] = None,
+    routing: Annotated[Path | None, option("routing_file")] = None,
     feature_source: Annotated[str | None, option("feature_source")] = None,
     redis_url: Annotated[str | None, option("redis_url")] = None,
     drain_pause_s: Annotated[float | None, option("drain_pause_s")] = None,
@@ -63,12 +65,14 @@ def run(
         max_body_bytes=max_body_bytes,
         max_inflight=max_inflight,
         unknown_domain=unknown_domain,
+        routing_file=routing,
         feature_source=feature_source,
         redis_url=redis_url,
         drain_pause_s=drain_pause_s,
         log_level=log_level,
     )
     try:
+        check_folders(settings)
         if settings.workers > 1:
             from service.supervisor import Supervisor
 
@@ -88,15 +92,30 @@ def check(
     store: Annotated[Path | None, option("store")] = None,
     alias: Annotated[str | None, option("alias")] = None,
     device: Annotated[str | None, option("device")] = None,
+    routing: Annotated[Path | None, option("routing_file")] = None,
     feature_source: Annotated[str | None, option("feature_source")] = None,
     redis_url: Annotated[str | None, option("redis_url")] = None,
 ) -> None:
-    """Open a bundle, verify every file, replay its golden rows; exit 1 with the reason if it is unfit."""
+    """Open a bundle, verify every file, replay its golden rows; exit 1 with the reason if it is unfit.
+
+    With a routing file: also every bundle it names, and whether each can serve the domains it is to serve.
+    """
     settings = read_settings(
-        store=store, alias=alias, device=device, feature_source=feature_source, redis_url=redis_url
+        store=store,
+        alias=alias,
+        device=device,
+        routing_file=routing,
+        feature_source=feature_source,
+        redis_url=redis_url,
     )
+    try:
+        check_folders(settings)
+    except StartupError as error:
+        fail(str(error))
     loaded = _load(settings)
     Console().print(_report(loaded))
+    if settings.routing_file is not None:
+        Console().print(_routing_report(settings, loaded))
     if _store_answers(settings) is False:
         typer.secho(f"ctr-serve: no answer: {loaded.source.describe()}; requests would be degraded", err=True)
 
@@ -136,6 +155,33 @@ def _sources(settings: Settings) -> FeatureSources:
 def _store_answers(settings: Settings) -> bool | None:
     """Whether the feature store can be reached; None where there is none."""
     return asyncio.run(_sources(settings).probe())
+
+
+def _routing_report(settings: Settings, loaded: LoadedBundle) -> Table:
+    """What a checked routing file decides, one line per arm."""
+    from service.app import check_routing
+
+    try:
+        table = check_routing(settings, _sources(settings), loaded)
+    except StartupError as error:
+        fail(str(error))
+    shown = Table(title=f"{settings.routing_file}, digest {table.digest}", caption=table.describe())
+    for column in ("experiment", "domains", "unit", "arm", "share", "bundle"):
+        shown.add_column(column)
+    for experiment in table.config.experiments:
+        domains = "all" if experiment.domains == "all" else str(len(experiment.domains))
+        for arm, spans in zip(experiment.arms, experiment.spans, strict=True):
+            share = sum(end - start for start, end in spans)
+            control = " (control)" if arm.name == experiment.control_arm else ""
+            shown.add_row(
+                experiment.name,
+                domains,
+                experiment.unit,
+                arm.name + control,
+                f"{share:.4g}",
+                arm.bundle or "default",
+            )
+    return shown
 
 
 def _report(loaded: LoadedBundle) -> Table:

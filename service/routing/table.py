@@ -6,6 +6,7 @@ the bundle of each of its arms, so that the arm never decides between an answer 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -127,6 +128,15 @@ class RoutingTable:
         if assignment is None:
             return route.plain
         return Choice(route.arms[assignment.arm], assignment, running.shadow)
+
+    def describe(self) -> str:
+        """One sentence for operators: how many domains go where."""
+        routes = self.domains.values()
+        blended = sum(route.plain.target.blend is not None for route in routes)
+        by_alias = Counter(route.plain.target.scorer.loaded.alias for route in routes)
+        running = sum(route.experiment is not None for route in routes)
+        where = ", ".join(f"{count} to {alias}" for alias, count in sorted(by_alias.items()))
+        return f"{len(self.domains)} domains: {where}; {blended} blended; {running} in an experiment"
 
     def close(self) -> None:
         """Drop waiting shadow runs."""
