@@ -15,6 +15,7 @@
     +-- Overloaded             429   in-flight bound reached; carries Retry-After
     +-- InternalError          500   anything unexpected; its cause goes to the log only
     +-- NotReady               503   no verified bundle (yet)
+    +-- FeedbackUnavailable    503   feedback could not be put on disk; nothing of it was kept
     +-- DeadlineExceeded       504
 
     StartupError                     why a process cannot serve; shown by the CLI, the log, /health/ready
@@ -186,6 +187,14 @@ class NotReady(ServiceError):
     title = "Not ready"
 
 
+class FeedbackUnavailable(ServiceError):
+    """Feedback could not be put on disk and was not acknowledged."""
+
+    status = 503
+    code = "feedback_unavailable"
+    title = "Feedback cannot be kept"
+
+
 class DeadlineExceeded(ServiceError):
     """The request's time ran out."""
 
@@ -209,6 +218,7 @@ ANSWERED: tuple[type[ServiceError], ...] = (
     Overloaded,
     InternalError,
     NotReady,
+    FeedbackUnavailable,
     DeadlineExceeded,
 )
 """Every error a caller can meet; the source of the OpenAPI entry and of the README's table."""

@@ -122,6 +122,25 @@ class Settings(BaseSettings):
     drain_timeout_s: float = Field(
         default=20.0, gt=0, description="After the pause: time for requests in flight to finish."
     )
+    exposure_dir: Path | None = Field(
+        default=None, description="Folder for records of scored requests; unset: none are kept."
+    )
+    exposure_sample_ratio: Ratio = Field(default=1.0, description="Share of scored requests recorded.")
+    exposure_queue: int = Field(
+        default=2000, ge=1, description="Exposures waiting to be written, above which new ones are dropped."
+    )
+    exposure_flush_s: float = Field(
+        default=1.0, gt=0, le=60, description="Longest time an exposure waits to be written and synced."
+    )
+    feedback_dir: Path | None = Field(
+        default=None, description="Folder for what POST /feedback takes; unset: it answers 404."
+    )
+    event_segment_bytes: int = Field(
+        default=64 << 20, ge=1, description="Size after which an exposure or feedback file is closed."
+    )
+    event_segment_s: float = Field(
+        default=300.0, gt=0, description="Age after which an exposure or feedback file is closed."
+    )
     max_domain_labels: int = Field(
         default=100, ge=0, description="Domains with a metric label of their own; the rest count as `other`."
     )

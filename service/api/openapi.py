@@ -1,21 +1,33 @@
-"""The OpenAPI entry of `/score`, made from the msgspec structs and the error tree.
+"""The OpenAPI entries of `/score` and `/feedback`, made from the msgspec structs and the error tree.
 
 With a bundle loaded, the examples name its own domains, users, items and features: they run as shown.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
+from service.api.feedback import FeedbackReply, FeedbackRequest
 from service.api.schemas import Problem, ScoreReply, ScoreRequest
 from service.bundles.registry import LoadedBundle
 from service.contract.schema import Entity, FeatureSchema, NumericFeature
-from service.errors import ANSWERED, NotFound, UnknownModel
+from service.errors import (
+    ANSWERED,
+    FeedbackUnavailable,
+    NotFound,
+    NotReady,
+    ServiceError,
+    UnknownDomain,
+    UnknownModel,
+)
 
 REF_TEMPLATE = "#/components/schemas/{name}"
 ELSEWHERE = (NotFound, UnknownModel)
+FEEDBACK_ONLY = (FeedbackUnavailable,)
+SCORE_ONLY = (UnknownDomain, NotReady)
 
 
 def merge_score(document: dict[str, Any], loaded: LoadedBundle | None) -> dict[str, Any]:
@@ -51,10 +63,44 @@ def merge_score(document: dict[str, Any], loaded: LoadedBundle | None) -> dict[s
     return document
 
 
-def _problems(schema: dict[str, Any]) -> dict[str, Any]:
+def merge_feedback(document: dict[str, Any]) -> dict[str, Any]:
+    """Add `POST /feedback` and its schemas to the document, in place."""
+    (request, reply, problem), components = msgspec.json.schema_components(
+        (FeedbackRequest, FeedbackReply, Problem), ref_template=REF_TEMPLATE
+    )
+    document.setdefault("components", {}).setdefault("schemas", {}).update(components)
+    items = [{"id": "i7", "click": 1, "value": 12.5}, {"id": "i8", "click": 0}]
+    example = {"request_id": "request-id-of-a-score-reply", "items": items}
+    document.setdefault("paths", {})["/feedback"] = {
+        "post": {
+            "tags": ["feedback"],
+            "summary": "What came of scored items; may be sent in parts and more than once",
+            "operationId": "feedback",
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": request, "example": example}},
+            },
+            "responses": {
+                "202": {
+                    "description": "Everything sent is on disk",
+                    "content": {"application/json": {"schema": reply}},
+                },
+                **_problems(problem, (*FEEDBACK_ONLY, NotFound), leave_out=SCORE_ONLY),
+            },
+        }
+    }
+    return document
+
+
+def _problems(
+    schema: dict[str, Any],
+    also: Sequence[type[ServiceError]] = (),
+    leave_out: Sequence[type[ServiceError]] = (),
+) -> dict[str, Any]:
     by_status: dict[str, list[str]] = {}
+    left_out = {*ELSEWHERE, *FEEDBACK_ONLY, *leave_out} - {*also}
     for error in ANSWERED:
-        if error not in ELSEWHERE:
+        if error not in left_out:
             by_status.setdefault(str(error.status), []).append(f"`{error.code}`: {error.title}")
     return {
         status: {
@@ -96,4 +142,4 @@ def _number(feature: NumericFeature) -> Any:
     return 1.5 if feature.width == 1 else [1.5] * feature.width
 
 
-__all__ = ["examples", "merge_score"]
+__all__ = ["examples", "merge_feedback", "merge_score"]

@@ -14,6 +14,7 @@ from typing import Any
 from msgspec import UNSET
 
 from service.api.body import Disconnected, Headers, Receive, check_headers, read_body
+from service.api.expose import exposure_of
 from service.api.respond import INTERNAL_DETAIL, Send, request_id_of, send_problem, send_reply
 from service.api.schemas import BlendInfo, Explain, ModelInfo, ScoreReply, ScoreRequest, encode_reply
 from service.api.translate import Limits, decode, to_query
@@ -26,6 +27,7 @@ from service.scoring.admission import Admission, Deadline
 from service.scoring.query import Query
 from service.scoring.scorer import Scored, Scorer
 from service.serving import Serving
+from service.telemetry.exposure import ExposureLog
 from service.telemetry.log import get_logger
 from service.telemetry.metrics import NO_ARM, NO_VERSION, STATUSES, BundleMetrics
 
@@ -45,6 +47,7 @@ class ScoreEndpoint:
         deadline_ms: Time of one request.
         max_body_bytes: Largest body.
         access_log_ratio: Share of requests that are logged.
+        exposures: Takes a record of every scored request; None when they are off.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class ScoreEndpoint:
         deadline_ms: int,
         max_body_bytes: int,
         access_log_ratio: float,
+        exposures: ExposureLog | None = None,
     ) -> None:
         self._serving = serving
         self._limits = limits
@@ -63,6 +67,7 @@ class ScoreEndpoint:
         self._deadline_ms = deadline_ms
         self._max_body_bytes = max_body_bytes
         self._access_log_ratio = access_log_ratio
+        self._exposures = exposures
         serving.metrics.inflight.set(0)
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
@@ -140,6 +145,8 @@ class ScoreEndpoint:
         self._observe(metrics, query, scored)
         if choice is not None and choice.shadow is not None:
             choice.shadow.offer(query, scored.scores, choice.target.arm, busy=self._busy)
+        if self._exposures is not None and self._exposures.sampled():
+            self._exposures.offer(exposure_of(request_id, query, scored, scorer, choice))
         if self._access_log_ratio and random.random() < self._access_log_ratio:  # noqa: S311 - sampling
             self._log_access(request_id, query, scored, done - deadline.started_s, choice)
 

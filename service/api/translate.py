@@ -7,9 +7,9 @@ limit and what was sent.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
@@ -18,6 +18,8 @@ from service.errors import InvalidRequest, MalformedBody, NoItems, TooLong, TooM
 from service.scoring.query import ItemColumn, Query
 
 _PATH = re.compile(r"^(?P<text>.*) - at `(?P<path>\$.*)`$", re.DOTALL)
+Decoded = TypeVar("Decoded")
+
 _SCALARS = {int, float, bool, type(None)}
 
 
@@ -31,6 +33,11 @@ class Limits:
 
 
 def decode(body: bytes) -> ScoreRequest:
+    """Decode the body of `/score`; raises as `decode_as`."""
+    return decode_as(decode_request, body)
+
+
+def decode_as(decode_body: Callable[[bytes], Decoded], body: bytes) -> Decoded:
     """Decode a request body.
 
     Raises:
@@ -38,7 +45,7 @@ def decode(body: bytes) -> ScoreRequest:
         InvalidRequest: It is JSON of another shape; the field says where.
     """
     try:
-        return decode_request(body)
+        return decode_body(body)
     except msgspec.ValidationError as error:
         match = _PATH.match(str(error))
         text, path = (match["text"], match["path"]) if match else (str(error), "$")
@@ -229,4 +236,4 @@ def _shown(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
-__all__ = ["Limits", "decode", "to_query"]
+__all__ = ["Limits", "decode", "decode_as", "to_query"]

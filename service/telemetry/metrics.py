@@ -27,6 +27,7 @@ CANDIDATES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 DIFFERENCES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 STATUSES = ("fresh", "stale", "missing", "invalid", "failed")
 STORE_FAILURES = ("timeout", "connect", "connection", "reply", "backlog", "breaker_open", "closed")
+EXPOSURE_OUTCOMES = ("written", "queue_full", "write_failed")
 STAGES = ("decode", "features", "infer", "reply", "total")
 
 
@@ -103,6 +104,24 @@ TABLE: tuple[Metric, ...] = (
         ("domain",),
     ),
     Metric(
+        "counter",
+        "ctr_exposures_total",
+        "Exposure records by outcome: written, queue_full or write_failed (both dropped).",
+        ("outcome",),
+    ),
+    Metric(
+        "counter",
+        "ctr_feedback_requests_total",
+        "Requests to /feedback by outcome: ok (on disk), rejected (4xx) or failed (5xx).",
+        ("outcome",),
+    ),
+    Metric(
+        "counter",
+        "ctr_feedback_items_total",
+        "Items of acknowledged feedback, by click.",
+        ("click",),
+    ),
+    Metric(
         "gauge",
         "ctr_bundle_info",
         "1 for every bundle that serves, as default or for an arm.",
@@ -162,6 +181,7 @@ class Metrics:
             self._declare(row)
         self.inflight = self._gauges["ctr_inflight_requests"]
         self.ready = self._gauges["ctr_ready_workers"]
+        self.events = EventMetrics(self._counters)
         self.features = FeatureMetrics(self._counters, self._histograms, self._gauges)
         self.routing = RoutingMetrics(self._counters, self._histograms, self._gauges)
         if MULTIPROCESS_VARIABLE not in os.environ:
@@ -333,6 +353,29 @@ class RoutingMetrics:
             self._difference.labels(arm).observe(difference)
 
 
+class EventMetrics:
+    """Metrics of exposure records and feedback."""
+
+    def __init__(self, counters: dict[str, Counter]) -> None:
+        exposures, requests = counters["ctr_exposures_total"], counters["ctr_feedback_requests_total"]
+        self._exposures = {name: exposures.labels(name) for name in EXPOSURE_OUTCOMES}
+        self._requests = {name: requests.labels(name) for name in ("ok", "rejected", "failed")}
+        self._items = [counters["ctr_feedback_items_total"].labels(click) for click in ("0", "1")]
+
+    def exposures(self, outcome: str, count: int) -> None:
+        """Count records, by one of `EXPOSURE_OUTCOMES`."""
+        self._exposures[outcome].inc(count)
+
+    def accepted(self, num_items: int, num_clicks: int) -> None:
+        """Count feedback that is on disk."""
+        self._requests["ok"].inc()
+        _add(self._items, (num_items - num_clicks, num_clicks))
+
+    def refused(self, status: int) -> None:
+        """Count feedback that was answered with a problem document."""
+        self._requests["failed" if status >= 500 else "rejected"].inc()
+
+
 def _add(children: Iterable[Counter], counts: Iterable[int]) -> None:
     for child, count in zip(children, counts, strict=True):
         if count:
@@ -345,6 +388,7 @@ __all__ = [
     "STATUSES",
     "TABLE",
     "BundleMetrics",
+    "EventMetrics",
     "FeatureMetrics",
     "GroupMetrics",
     "Metric",
