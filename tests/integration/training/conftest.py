@@ -6,11 +6,12 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from tests.support.runs import run_into
 from training.config import load_config
 from training.data.prepare import prepare
 from training.data.prepared import PreparedDataset
 from training.data.synthetic import PRESETS, generate
-from training.engine.fit import RunResult, run_training
+from training.engine.fit import RunResult
 
 CONFIG = """\
 name: small
@@ -55,8 +56,10 @@ def small(tmp_path_factory) -> Small:
 
 
 @pytest.fixture(scope="session")
-def finished(small, tmp_path_factory) -> RunResult:
-    out = tmp_path_factory.mktemp("runs") / "finished"
-    out.mkdir()
-    (out / "prepared").symlink_to(small.prepared)
-    return run_training(load_config(small.config), PreparedDataset.open(small.prepared), out)
+def prepared(small) -> PreparedDataset:
+    return PreparedDataset.open(small.prepared)
+
+
+@pytest.fixture(scope="session")
+def finished(small, prepared, tmp_path_factory) -> RunResult:
+    return run_into(load_config(small.config), prepared, tmp_path_factory.mktemp("runs") / "finished")

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 import torch
 
+from tests.support.runs import Dying, KillError, run_into
 from training.clustering.affinity import LookaheadLosses
 from training.clustering.archive import load_state
 from training.clustering.assignment import load_assignment
@@ -14,14 +15,13 @@ from training.clustering.cluster_run import Job, find_clusters
 from training.clustering.errors import AssignmentError, RulesError
 from training.config import ConfigError, load_config
 from training.data.dataset import RowReader
-from training.data.prepared import PreparedDataset
 from training.engine.artefacts import load_model
 from training.engine.checkpoint import load_tensors, weights_digest
 from training.engine.errors import CheckpointError, RunError
-from training.engine.fit import evaluate_run, run_training, tower_table
+from training.engine.fit import evaluate_run, tower_table
 from training.metrics import auc
 from training.report import write_report
-from training.track import Quiet, read_log
+from training.track import read_log
 
 CLUSTERS = (
     "model.towers=clusters",
@@ -36,37 +36,8 @@ def settings(small, *overrides):
 
 
 @pytest.fixture(scope="module")
-def prepared(small):
-    return PreparedDataset.open(small.prepared)
-
-
-def run(config, prepared, out, **options):
-    out.mkdir(exist_ok=True)
-    if not (out / "prepared").exists():
-        (out / "prepared").symlink_to(prepared.path)
-    return run_training(config, prepared, out, **options)
-
-
-@pytest.fixture(scope="module")
 def end_to_end(small, prepared, tmp_path_factory):
-    return run(settings(small), prepared, tmp_path_factory.mktemp("runs") / "e2e")
-
-
-class _KillError(BaseException):
-    """Stands for a kill."""
-
-
-class Dying(Quiet):
-    """Dies after so many advances."""
-
-    def __init__(self, left):
-        self.left = left
-
-    def advance(self, amount=1, *, note=""):
-        if note:
-            self.left -= 1
-            if self.left == 0:
-                raise _KillError
+    return run_into(settings(small), prepared, tmp_path_factory.mktemp("runs") / "e2e")
 
 
 def test_end_to_end_leaves_clusters_that_the_model_serves_by(end_to_end, prepared):
@@ -111,9 +82,9 @@ def test_a_model_with_towers_by_cluster_is_read_back(end_to_end, prepared):
 @pytest.mark.parametrize("steps", [12, 33, 70])
 def test_a_killed_end_to_end_run_goes_on_with_the_same_bits(end_to_end, small, prepared, tmp_path, steps):
     config = settings(small)
-    with pytest.raises(_KillError):
-        run(config, prepared, tmp_path / "cut", watcher=Dying(steps))
-    again = run(config, prepared, tmp_path / "cut", resume=True)
+    with pytest.raises(KillError):
+        run_into(config, prepared, tmp_path / "cut", watcher=Dying(steps))
+    again = run_into(config, prepared, tmp_path / "cut", resume=True)
     assert again.metrics["digests"]["weights"] == end_to_end.metrics["digests"]["weights"]
     assert again.metrics["clustering"] == end_to_end.metrics["clustering"]
     assert again.metrics["test"] == end_to_end.metrics["test"]
@@ -131,13 +102,13 @@ def test_a_killed_end_to_end_run_goes_on_with_the_same_bits(end_to_end, small, p
 
 def test_the_number_of_clusters_is_chosen_and_a_kill_does_not_change_it(small, prepared, tmp_path):
     config = settings(small, "clustering.num_clusters=auto", "training.epochs=1")
-    whole = run(config, prepared, tmp_path / "whole")
+    whole = run_into(config, prepared, tmp_path / "whole")
     choice = json.loads((whole.folder.clusters / "choice.json").read_text())
     assert choice["num_clusters"] == whole.metrics["clustering"]["num_clusters"] >= 3
     assert choice["evidence"][0]["num_clusters"] == 3
-    with pytest.raises(_KillError):
-        run(config, prepared, tmp_path / "cut", watcher=Dying(15))
-    again = run(config, prepared, tmp_path / "cut", resume=True)
+    with pytest.raises(KillError):
+        run_into(config, prepared, tmp_path / "cut", watcher=Dying(15))
+    again = run_into(config, prepared, tmp_path / "cut", resume=True)
     assert again.metrics["digests"]["weights"] == whole.metrics["digests"]["weights"]
 
 
@@ -146,7 +117,7 @@ def test_two_stage_trains_a_fresh_model_on_all_rows(end_to_end, small, prepared,
     config = settings(
         small, "clustering.version=two_stage", f"clustering.assignment={given / 'assignment.json'}"
     )
-    done = run(config, prepared, tmp_path / "two")
+    done = run_into(config, prepared, tmp_path / "two")
     assert load_assignment(done.folder.clusters) == load_assignment(given)
     assert done.metrics["clustering"]["version"] == "two_stage"
     trained = [e["rows"] for e in read_log(done.folder.log) if e["event"] == "train"][-1]
@@ -165,7 +136,7 @@ def test_baselines_need_no_lookahead(small, prepared, tmp_path, method, count):
     def forbidden(*_):
         raise AssertionError
 
-    done = run(config, prepared, tmp_path / method, make_lookahead=forbidden)
+    done = run_into(config, prepared, tmp_path / method, make_lookahead=forbidden)
     assert done.metrics["clustering"]["num_clusters"] == count
     assert done.metrics["clustering"]["method"] == method
 
@@ -175,7 +146,7 @@ def test_tag_groups_by_what_cdc_measures(small, prepared, tmp_path):
         small, "clustering.version=two_stage", "clustering.method=tag", "clustering.cluster_updates=2",
         "training.epochs=1",
     )  # fmt: skip
-    done = run(config, prepared, tmp_path / "tag")
+    done = run_into(config, prepared, tmp_path / "tag")
     assignment = load_assignment(done.folder.clusters)
     assert (assignment.method, assignment.num_updates) == ("tag", 2)
     for targets, sources in zip(assignment.targets, assignment.sources, strict=True):
@@ -186,7 +157,7 @@ def test_tag_groups_by_what_cdc_measures(small, prepared, tmp_path):
 def split(end_to_end, small, prepared, tmp_path_factory):
     given = end_to_end.folder.clusters
     config = settings(small, "clustering.version=split", f"clustering.assignment={given}")
-    return config, run(config, prepared, tmp_path_factory.mktemp("runs") / "split")
+    return config, run_into(config, prepared, tmp_path_factory.mktemp("runs") / "split")
 
 
 def test_split_trains_on_sources_and_judges_on_targets(split, prepared):
@@ -226,9 +197,9 @@ def test_split_joins_predictions_in_the_reader_s_order(split, prepared):
 
 def test_a_killed_split_run_goes_on_with_the_same_bits(split, prepared, tmp_path):
     config, whole = split
-    with pytest.raises(_KillError):
-        run(config, prepared, tmp_path / "cut", watcher=Dying(130))
-    again = run(config, prepared, tmp_path / "cut", resume=True)
+    with pytest.raises(KillError):
+        run_into(config, prepared, tmp_path / "cut", watcher=Dying(130))
+    again = run_into(config, prepared, tmp_path / "cut", resume=True)
     assert again.metrics["digests"] == whole.metrics["digests"]
     assert again.metrics["test"] == whole.metrics["test"]
 
@@ -248,7 +219,7 @@ def test_finding_clusters_is_resumable_and_refuses_another_config(small, prepare
     config = settings(small, "clustering.cluster_updates=3")
     whole = find_clusters(Job(config, prepared), tmp_path / "whole")
     assert whole.num_updates == 3
-    with pytest.raises(_KillError):
+    with pytest.raises(KillError):
         find_clusters(Job(config, prepared, watcher=Dying(30)), tmp_path / "cut")
     assert not (tmp_path / "cut" / "assignment.json").exists()
     with pytest.raises(RunError, match="already holds a run; pass --resume"):
@@ -339,7 +310,7 @@ def test_the_lookahead_gets_disjoint_rows_and_the_right_towers(small, prepared, 
 )
 def test_refusals_of_runs(small, prepared, tmp_path, overrides, error, message):
     with pytest.raises(error, match=message):
-        run(settings(small, *overrides), prepared, tmp_path / "r")
+        run_into(settings(small, *overrides), prepared, tmp_path / "r")
 
 
 def test_a_model_without_towers_cannot_be_clustered(small, prepared, tmp_path):
@@ -348,7 +319,7 @@ def test_a_model_without_towers_cannot_be_clustered(small, prepared, tmp_path):
                        "clustering.min_eval_rows=10", "clustering.num_clusters=3"]
     )  # fmt: skip
     with pytest.raises(RulesError, match="model dcnv2 has no towers"):
-        run(config, prepared, tmp_path / "r")
+        run_into(config, prepared, tmp_path / "r")
 
 
 def test_an_assignment_of_other_domains_is_refused(small, prepared, tmp_path, end_to_end):
@@ -359,18 +330,18 @@ def test_an_assignment_of_other_domains_is_refused(small, prepared, tmp_path, en
     (tmp_path / "assignment.json").write_text(text)
     config = settings(small, "clustering.version=two_stage", f"clustering.assignment={tmp_path}")
     with pytest.raises(AssignmentError, match="knows none of the 20 domains"):
-        run(config, prepared, tmp_path / "r")
+        run_into(config, prepared, tmp_path / "r")
 
 
 def test_a_split_run_of_another_assignment_is_not_gone_on_with(split, small, prepared, tmp_path):
     config = split[0]
-    with pytest.raises(_KillError):
-        run(config, prepared, tmp_path / "cut", watcher=Dying(60))
+    with pytest.raises(KillError):
+        run_into(config, prepared, tmp_path / "cut", watcher=Dying(60))
     other = settings(
         small, "clustering.version=split", "clustering.method=random", "clustering.num_clusters=3"
     )
     with pytest.raises((CheckpointError, AssignmentError), match="of another run"):
-        run(other, prepared, tmp_path / "cut", resume=True)
+        run_into(other, prepared, tmp_path / "cut", resume=True)
 
 
 @pytest.mark.parametrize(

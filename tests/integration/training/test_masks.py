@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 
+from tests.support.runs import Dying, KillError, run_into
 from training.clustering.assignment import load_assignment
 from training.config import ConfigError, load_config
-from training.data.prepared import PreparedDataset
 from training.engine.artefacts import load_model
 from training.engine.checkpoint import load_tensors, weights_digest
 from training.engine.errors import RunError
-from training.engine.fit import evaluate_run, run_training
+from training.engine.fit import evaluate_run
 from training.masks.archive import load_masks, save_masks
 from training.masks.errors import MaskSearchError
 from training.masks.mask_run import MaskRun
@@ -19,7 +19,7 @@ from training.masks.rows import TrainRows
 from training.models.mask import PyramidMask, PyramidShape
 from training.report import write_report
 from training.report_masks import overlap
-from training.track import Quiet, read_log
+from training.track import read_log
 
 AREAD = (
     "model={type: aread, base: {type: mmoe, num_experts: 2, expert_widths: [16], gate_input: domain}, "
@@ -43,37 +43,8 @@ def quick(small, *overrides):
 
 
 @pytest.fixture(scope="module")
-def prepared(small):
-    return PreparedDataset.open(small.prepared)
-
-
-def run(config, prepared, out, **options):
-    out.mkdir(exist_ok=True)
-    if not (out / "prepared").exists():
-        (out / "prepared").symlink_to(prepared.path)
-    return run_training(config, prepared, out, **options)
-
-
-@pytest.fixture(scope="module")
 def searched(small, prepared, tmp_path_factory):
-    return run(settings(small), prepared, tmp_path_factory.mktemp("runs") / "masks")
-
-
-class _KillError(BaseException):
-    """Stands for a kill."""
-
-
-class Dying(Quiet):
-    """Dies after so many advances."""
-
-    def __init__(self, left):
-        self.left = left
-
-    def advance(self, amount=1, *, note=""):
-        if note:
-            self.left -= 1
-            if self.left == 0:
-                raise _KillError
+    return run_into(settings(small), prepared, tmp_path_factory.mktemp("runs") / "masks")
 
 
 def updates(result):
@@ -150,10 +121,10 @@ def test_overlap_by_hand():
 @pytest.mark.parametrize("after", [5, 33])
 def test_a_killed_run_ends_with_the_same_masks(after, small, prepared, searched, tmp_path):
     config = settings(small)
-    with pytest.raises(_KillError):
-        run(config, prepared, tmp_path, watcher=Dying(after))
+    with pytest.raises(KillError):
+        run_into(config, prepared, tmp_path, watcher=Dying(after))
 
-    resumed = run(config, prepared, tmp_path, resume=True)
+    resumed = run_into(config, prepared, tmp_path, resume=True)
 
     assert resumed.metrics["digests"] == searched.metrics["digests"]
     mine, other = (load_masks(r.folder.root / "masks") for r in (resumed, searched))
@@ -167,7 +138,7 @@ def test_a_killed_run_ends_with_the_same_masks(after, small, prepared, searched,
 
 
 def test_random_masks_are_drawn_once(small, prepared, tmp_path):
-    result = run(
+    result = run_into(
         quick(small, "masks.method=random", "masks.target_density=0.4"),
         prepared,
         tmp_path,
@@ -181,7 +152,7 @@ def test_random_masks_are_drawn_once(small, prepared, tmp_path):
 
 
 def test_method_none_trains_each_head_with_every_edge(small, prepared, tmp_path):
-    result = run(quick(small, "masks.method=none"), prepared, tmp_path)
+    result = run_into(quick(small, "masks.method=none"), prepared, tmp_path)
 
     (event,) = updates(result)
     assert (event["density"], event["changed_ratio"]) == (1.0, 0.0)
@@ -192,7 +163,7 @@ def test_small_domains_keep_every_edge(small, prepared, tmp_path):
     rows = prepared.domain_rows["train"]
     least = sorted(rows.values())[len(rows) // 2]
 
-    run(quick(small, f"masks.min_rows={least}"), prepared, tmp_path)
+    run_into(quick(small, f"masks.min_rows={least}"), prepared, tmp_path)
 
     record = load_masks(tmp_path / "masks")
     left_out = [d for d, name in enumerate(record.domains) if rows[name] < least]
@@ -203,7 +174,7 @@ def test_small_domains_keep_every_edge(small, prepared, tmp_path):
 
 def test_masks_are_tuned_on_copied_clicks_too(small, prepared, tmp_path, searched):
     copied = "augment={ratio: 0.1, cold_popularity: 0.5, small_share: 0.05, large_share: 0.1}"
-    result = run(quick(small, copied), prepared, tmp_path)
+    result = run_into(quick(small, copied), prepared, tmp_path)
 
     assert len(updates(result)) == 1
     first = load_masks(tmp_path / "masks").history[0]
@@ -226,7 +197,7 @@ def test_domains_of_a_cluster_start_with_one_mask(small, prepared, tmp_path, mon
         return hook
 
     monkeypatch.setattr(MaskRun, "make_hook", spied)
-    result = run(quick(small, *TWO_STAGE, "masks.start=clusters"), prepared, tmp_path)
+    result = run_into(quick(small, *TWO_STAGE, "masks.start=clusters"), prepared, tmp_path)
 
     clusters = load_assignment(result.folder.clusters)
     by_cluster = {}
@@ -237,7 +208,7 @@ def test_domains_of_a_cluster_start_with_one_mask(small, prepared, tmp_path, mon
 
 
 def test_split_runs_have_masks_by_part(small, prepared, tmp_path):
-    result = run(
+    result = run_into(
         quick(
             small,
             "clustering={version: split, method: random, num_clusters: 2}",
@@ -274,7 +245,7 @@ def test_drawn_rows_are_the_domains_own_and_repeat_evenly(prepared):
 )
 def test_configs_that_do_not_go_together_are_refused(overrides, message, small, prepared, tmp_path):
     with pytest.raises(RunError, match=message):
-        run(settings(small, *overrides), prepared, tmp_path)
+        run_into(settings(small, *overrides), prepared, tmp_path)
 
 
 def test_a_start_without_a_search_is_refused(small):
@@ -284,7 +255,7 @@ def test_a_start_without_a_search_is_refused(small):
 
 def test_data_without_large_enough_domains_is_refused(small, prepared, tmp_path):
     with pytest.raises(MaskSearchError, match=r"no domain has masks.min_rows 1000000 train rows"):
-        run(settings(small, "masks.min_rows=1000000"), prepared, tmp_path)
+        run_into(settings(small, "masks.min_rows=1000000"), prepared, tmp_path)
 
 
 def test_masks_without_a_model_are_refused(small, prepared, tmp_path):
