@@ -8,15 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.bundles import DOMAINS, NUM_ITEMS, build_bundle
+from tests.support.bundles import DOMAINS, NUM_ITEMS
 from tests.support.process import running
 
 JSON = {"content-type": "application/json"}
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    return build_bundle(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,6 @@ from tests.support.process import running
 BODY = {"domain": "home", "user": {"id": "u1"}, "items": {"id": [f"i{n}" for n in range(50)]}}
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    return build_bundle(tmp_path_factory.mktemp("store"))
-
-
 def shift_one_score(golden):
     inputs, expected = golden["whole"]
     changed = expected.copy()

@@ -10,17 +10,11 @@ from service.features.cluster import slot_of, slot_owners
 from service.features.errors import StoreLostError
 from service.features.keys import KeySpace
 from service.settings import Settings
-from tests.support.bundles import build_bundle
 from tests.support.redis_app import ask, fill, running_app
 from tests.support.redis_server import redis_cluster
 
 NUMBERS = list(range(60))
 ITEMS = [f"i{n}" for n in NUMBERS]
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    return build_bundle(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(scope="module")

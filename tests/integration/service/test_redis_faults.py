@@ -23,7 +23,7 @@ from service.features.opening import FeatureSources
 from service.features.source import FAILED, FRESH, INVALID, MISSING
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
-from tests.support.bundles import NUM_ITEMS, NUM_USERS, build_bundle
+from tests.support.bundles import NUM_ITEMS, NUM_USERS
 from tests.support.process import free_port, running
 from tests.support.redis_app import ask, figure, fill, running_app
 from tests.support.redis_proxy import as_array, scripted_server, slow_link
@@ -31,11 +31,6 @@ from tests.support.redis_server import RedisServer, redis_server
 
 ITEMS = [f"i{n}" for n in range(30)]
 COLD = {"near_cache_user_bytes": 0, "near_cache_item_bytes": 0}
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    return build_bundle(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture

@@ -25,29 +25,10 @@ from service.features.keys import KeySpace
 from service.features.load import Cursor, Loader, RowBatch, UpdateLines
 from service.features.parquet import ParquetRows
 from service.settings import Settings
-from tests.support.bundles import NUM_ITEMS, NUM_USERS, build_bundle, item_columns
+from tests.support.bundles import NUM_ITEMS, NUM_USERS, item_columns
 from tests.support.redis_server import redis_server
 
 NOW = "2026-01-01T00:00:00"
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    return build_bundle(tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with redis_server(tmp_path_factory.mktemp("redis")) as started:
-        yield started
-
-
-@pytest.fixture
-def client(server):
-    with server.client() as opened:
-        opened.flushall()
-        opened.config_resetstat()
-        yield opened
 
 
 def settings_of(small, server):

@@ -9,31 +9,10 @@ import pytest
 from service.contract.schema import Entity
 from service.features.keys import KeySpace
 from service.settings import Settings
-from tests.support.bundles import build_bundle
 from tests.support.redis_app import ask, figure, fill, now_ms, running_app
-from tests.support.redis_server import redis_server
 
 ITEMS = [f"i{n}" for n in range(40)]
 HOUR_S = 3600
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    return build_bundle(tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with redis_server(tmp_path_factory.mktemp("redis")) as started:
-        yield started
-
-
-@pytest.fixture
-def client(server):
-    with server.client() as opened:
-        opened.flushall()
-        opened.config_resetstat()
-        yield opened
 
 
 def run(small, url, use, *, event_ms=None, filled=True, **changes):
