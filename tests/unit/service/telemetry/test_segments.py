@@ -3,6 +3,8 @@
 import errno
 import fcntl
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -114,9 +116,6 @@ def test_a_real_limit_on_file_size_is_an_error_and_nothing_half_written(tmp_path
         "sink.append([b'a' * 59 + b'\\n'])\n"
         "try:\n    sink.append([b'b' * 59 + b'\\n'])\nexcept OSError as error:\n    print(error.errno)\n"
     )
-    import subprocess
-    import sys
-
     done = subprocess.run(
         [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True
     )
