@@ -1,0 +1,448 @@
+"""Routing over the whole app: arms answer from their bundles, live changes, maturity, refusals."""
+
+import asyncio
+import json
+
+import numpy as np
+import pytest
+import yaml
+from structlog.testing import capture_logs
+from typer.testing import CliRunner
+
+from service import cli
+from service.app import check_routing
+from service.contract.store import ModelStore
+from service.errors import RoutingError
+from service.features.opening import FeatureSources
+from service.routing.assign import position
+from service.settings import Settings
+from service.telemetry.metrics import Metrics
+from tests.support.asgi import ask, with_app
+from tests.support.bundles import build_bundle
+
+ITEMS = [{"id": "i1"}, {"id": "i2"}]
+HALVES = [{"name": "control", "share": 0.5}, {"name": "treatment", "share": 0.5, "bundle": "canary"}]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Three bundles with other weights in one store, by alias."""
+    store = tmp_path_factory.mktemp("store")
+    return {
+        alias: build_bundle(
+            store, alias=alias, seed=10 * n, policy="zero_shot" if alias == "hier" else "reject"
+        )
+        for n, alias in enumerate(("stable", "canary", "hier"))
+    }
+
+
+@pytest.fixture
+def store(built):
+    return built["stable"].store
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes the routing file; returns its path."""
+
+    def write(*experiments, **content):
+        path = tmp_path / "routing.yaml"
+        path.write_text(yaml.safe_dump({"version": 1, "experiments": list(experiments), **content}))
+        return path
+
+    return write
+
+
+def experiment(**changes):
+    return {"name": "ab", "domains": ["home"], "unit": "user", "salt": "s", "arms": HALVES, **changes}
+
+
+def body(user="u1", domain="home", **changes):
+    return {"domain": domain, "user": {"id": user}, "items": ITEMS, **changes}
+
+
+def unit_of(arm, prefix="x", salt="s"):
+    """An id whose position lies in the lower (control) or upper (treatment) half."""
+    names = (f"{prefix}{n}" for n in range(100))
+    return next(name for name in names if (position(salt, name) >= 0.5) == (arm == "treatment"))
+
+
+async def reply_of(app, content, *headers):
+    status, _, reply = await ask(app, content, headers=headers)
+    assert status == 200, reply
+    return reply
+
+
+def told(reply):
+    return reply["experiment"], reply["arm"], reply["model"]["alias"]
+
+
+async def refresh(app):
+    replaced = await asyncio.to_thread(app.serving.routing.refresh)
+    if replaced is not None:
+        replaced.close()
+    return replaced is not None
+
+
+def test_arms_answer_from_their_bundles_and_say_so(built, store, write):
+    async def use(app):
+        replies = {f"u{n}": await reply_of(app, body(f"u{n}")) for n in range(20)}
+        again = [await reply_of(app, body(f"u{n}")) for n in range(20)]
+        elsewhere = await reply_of(app, body(domain="sport"))
+        return replies, again, elsewhere, app.serving.metrics.render().decode()
+
+    replies, again, elsewhere, text = with_app(store, use, routing_file=write(experiment()))
+    arms = {}
+    for number, (user, reply) in enumerate(replies.items()):
+        arm, alias = ("treatment", "canary") if position("s", user) >= 0.5 else ("control", "stable")
+        assert told(reply) == ("ab", arm, alias)
+        assert reply["model"]["bundle"] == built[alias].bundle.bundle_id
+        expected = built[alias].expected_stored("home", number, [1, 2])
+        np.testing.assert_allclose(reply["scores"], expected, atol=1e-6)
+        arms[arm] = arms.get(arm, 0) + 1
+    assert [told(reply) for reply in again] == [told(reply) for reply in replies.values()]
+    assert told(elsewhere) == (None, None, "stable")
+    for arm, alias in (("control", "stable"), ("treatment", "canary")):
+        version = built[alias].bundle.bundle_id[:12]
+        line = (
+            f'ctr_score_requests_total{{arm="ab/{arm}",outcome="ok",version="{version}"}} {2.0 * arms[arm]}'
+        )
+        assert line in text
+
+
+def test_kill_switch_sends_everyone_to_control(store, write):
+    async def use(app):
+        return {told(await reply_of(app, body(f"u{n}"))) for n in range(20)}
+
+    overridden = {"overrides": {"u1": "treatment"}, "holdout": {"share": 1.0}}
+    one = write(experiment(kill_switch=True, **overridden))
+    assert with_app(store, use, routing_file=one) == {("ab", "control", "stable")}
+    every = write(experiment(control="treatment", **overridden), kill_switch=True)
+    assert with_app(store, use, routing_file=every) == {("ab", "treatment", "canary")}
+
+
+def test_holdout_and_the_unassigned_get_the_default(store, write):
+    async def use(app):
+        return {told(await reply_of(app, body(f"u{n}"))) for n in range(20)}
+
+    held = write(experiment(holdout={"share": 1.0}))
+    assert with_app(store, use, routing_file=held) == {("ab", "holdout", "stable")}
+    small = write(experiment(arms=[{"name": "new", "share": 0.0, "bundle": "canary"}]))
+    assert with_app(store, use, routing_file=small) == {(None, None, "stable")}
+
+
+def test_overrides_by_unit_and_by_header_where_enabled(store, write):
+    async def use(app):
+        control = body(unit_of("control"))
+        asked = (b"x-ctr-arm", b"treatment")
+        return (
+            told(await reply_of(app, body("qa"))),
+            told(await reply_of(app, control, asked)),
+            told(await reply_of(app, body(domain="sport"), asked)),
+            told(await reply_of(app, {"domain": "home", "items": ITEMS}, asked)),
+            await ask(app, control, headers=[(b"x-ctr-arm", b"nope")]),
+        )
+
+    overrides = {"qa": "control" if position("s", "qa") >= 0.5 else "treatment"}
+    enabled = write(experiment(overrides=overrides), override_header="x-ctr-arm")
+    by_unit, by_header, elsewhere, anonymous, wrong = with_app(store, use, routing_file=enabled)
+    assert by_unit[:2] == ("ab", overrides["qa"])
+    assert by_header == anonymous == ("ab", "treatment", "canary")
+    assert elsewhere == (None, None, "stable")
+    assert (wrong[0], wrong[2]["code"], wrong[2]["field"]) == (422, "invalid_request", "x-ctr-arm")
+    assert "experiment 'ab' has no arm 'nope'; it has control, treatment" in wrong[2]["detail"]
+
+    async def ignored(app):
+        return await reply_of(app, body(unit_of("control")), (b"x-ctr-arm", b"treatment"))
+
+    assert told(with_app(store, ignored, routing_file=write(experiment()))) == ("ab", "control", "stable")
+
+
+def test_sessions_fall_back_to_users_and_requests_stand_alone(store, write):
+    control, treatment = unit_of("control"), unit_of("treatment")
+
+    async def use(app):
+        return [
+            told(await reply_of(app, content))[1]
+            for content in (
+                body(control, session_id=treatment),
+                body(control, session_id=""),
+                body(control),
+                {"domain": "home", "items": ITEMS, "session_id": treatment},
+                {"domain": "home", "items": ITEMS},
+                body(control, "sport", request_id=treatment),
+                body(treatment, "sport", request_id=control),
+            )
+        ]
+
+    sessions = experiment(unit="session")
+    # The positions of both experiments have to be those of the chosen ids.
+    by_request = experiment(unit="request", name="r", salt="t", domains=["sport"])
+    found = with_app(store, use, routing_file=write(sessions, by_request))
+    arm = {name: "treatment" if position("t", name) >= 0.5 else "control" for name in (control, treatment)}
+    assert found == ["treatment", "control", "control", "treatment", None, arm[treatment], arm[control]]
+
+
+def test_integer_ids_are_the_units_of_their_text(store, write):
+    async def use(app):
+        return [told(await reply_of(app, body(7))), told(await reply_of(app, body("7")))]
+
+    number, text = with_app(store, use, routing_file=write(experiment()))
+    assert number == text
+
+
+def test_failures_count_for_the_arm_that_failed(store, write):
+    async def use(app):
+        target = app.serving.routing.table.domains["home"].arms["treatment"]
+        for predictor in target.scorer.loaded.predictors.values():
+            predictor.score = lambda rows: 1 / 0
+        failed = await ask(app, body(unit_of("treatment")))
+        fine = await ask(app, body(unit_of("control")))
+        return failed[0], fine[0], app.serving.metrics.render().decode()
+
+    with capture_logs():
+        failed, fine, text = with_app(store, use, routing_file=write(experiment()))
+    assert (failed, fine) == (500, 200)
+    assert 'ctr_score_requests_total{arm="ab/treatment",outcome="failed"' in text
+
+
+def test_changes_are_taken_up_and_what_is_broken_is_not(store, write):
+    async def use(app):
+        user = unit_of("treatment")
+        states = []
+
+        async def note():
+            reply = await reply_of(app, body(user))
+            health = (await ask(app, {}, path="/health/ready", method="GET"))[2]["routing"]
+            states.append((told(reply)[1], health["state"], health.get("reason", "")))
+
+        await note()
+        path.write_text("version: 1\nexperiments: oops\n")
+        first, again = await refresh(app), await refresh(app)
+        await note()
+        path.unlink()
+        await refresh(app)
+        await note()
+        write(experiment(kill_switch=True))
+        taken = await refresh(app)
+        await note()
+        return states, (first, again, taken), app.serving.metrics.render().decode()
+
+    path = write(experiment())
+    with capture_logs() as records:
+        states, took, text = with_app(store, use, routing_file=path)
+    assert took == (False, False, True)
+    assert [state[:2] for state in states] == [
+        ("treatment", "current"),
+        ("treatment", "last_good"),
+        ("treatment", "last_good"),
+        ("control", "current"),
+    ]
+    assert "experiments: Input should be a valid list" in states[1][2]
+    assert "cannot be read (FileNotFoundError)" in states[2][2]
+    refused = [record for record in records if record["event"] == "routing_refused"]
+    assert [record["log_level"] for record in refused] == ["error", "error"]
+    assert 'ctr_routing_reloads_total{result="refused"} 2.0' in text
+    assert 'ctr_routing_reloads_total{result="loaded"} 1.0' in text
+    assert "ctr_routing_stale_workers 0.0" in text
+    assert (
+        sum(line.startswith("ctr_routing_info{") and line.endswith(" 1.0") for line in text.splitlines()) == 1
+    )
+
+
+def test_a_file_put_back_as_it_was_is_current_again(store, write):
+    async def use(app):
+        good = path.read_text()
+        path.write_text("")
+        await refresh(app)
+        broken = app.serving.metrics.render().decode()
+        path.write_text(good)
+        await refresh(app)
+        return broken, app.serving.routing.describe()["state"], app.serving.metrics.render().decode()
+
+    path = write(experiment())
+    broken, state, text = with_app(store, use, routing_file=path)
+    assert "ctr_routing_stale_workers 1.0" in broken
+    assert state == "current"
+    assert "ctr_routing_stale_workers 0.0" in text
+
+
+def test_the_file_is_followed_while_requests_come(store, write):
+    async def use(app):
+        user = unit_of("treatment")
+        before = told(await reply_of(app, body(user)))[1]
+        write(experiment(kill_switch=True))
+        async with asyncio.timeout(20):
+            while (after := told(await reply_of(app, body(user)))[1]) == before:
+                await asyncio.sleep(0.01)
+        return before, after
+
+    assert with_app(store, use, routing_file=write(experiment()), routing_poll_s=0.02) == (
+        "treatment",
+        "control",
+    )
+
+
+def test_a_moved_alias_moves_its_arm_and_a_broken_one_does_not(tmp_path, write):
+    models = tmp_path / "models"
+    for number, alias in enumerate(("stable", "canary", "next")):
+        build_bundle(models, alias=alias, seed=number)
+    bundles = ModelStore(models).aliases()
+    aliases = models / "aliases.json"
+
+    async def use(app):
+        found = []
+
+        async def note():
+            await refresh(app)
+            reply = await reply_of(app, body(unit_of("treatment")))
+            state = app.serving.routing.describe()
+            found.append((reply["model"]["bundle"], reply["model"]["alias"], state["state"]))
+            return state.get("reason", "")
+
+        await note()
+        ModelStore(models).set_alias("canary", bundles["next"])
+        await note()
+        aliases.write_text(json.dumps({"stable": bundles["stable"]}))
+        gone = await note()
+        aliases.write_text(json.dumps({"canary": "0" * 64}))
+        missing = await note()
+        return found, gone, missing, app.serving.metrics.render().decode()
+
+    with capture_logs():
+        found, gone, missing, text = with_app(models, use, routing_file=write(experiment()))
+    assert found == [
+        (bundles["canary"], "canary", "current"),
+        (bundles["next"], "canary", "current"),
+        (bundles["next"], "canary", "last_good"),
+        (bundles["next"], "canary", "last_good"),
+    ]
+    assert "has no bundle 'canary'" in gone
+    assert "bundle 'canary' (000000000000): " in missing
+    info = 'ctr_bundle_info{alias="canary",model="small",version="%s"} %s'
+    assert info % (bundles["canary"][:12], "0.0") in text
+    assert info % (bundles["next"][:12], "1.0") in text
+
+
+REFUSED = {
+    "alias": (
+        experiment(arms=[{"name": "a", "share": 1.0, "bundle": "nowhere"}]),
+        {},
+        "has no bundle 'nowhere'",
+    ),
+    "domain": (
+        experiment(domains=["tab_9"]),
+        {},
+        "domain 'tab_9': experiment 'ab': the default, bundle 'stable'",
+    ),
+    "arm": (
+        experiment(domains=["tab_9"]),
+        {"alias": "hier"},
+        "domain 'tab_9': experiment 'ab': arm 'treatment', bundle 'canary'",
+    ),
+    "shadow": (
+        experiment(domains=["tab_9"], arms=HALVES[:1], shadow={"bundle": "canary", "share": 1.0}),
+        {"alias": "hier"},
+        "domain 'tab_9': experiment 'ab': the shadow, bundle 'canary'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_could_not_be_served_is_refused_at_start(store, write, name):
+    content, settings, message = REFUSED[name]
+
+    async def use(app):
+        return await ask(app, {}, path="/health/ready", method="GET")
+
+    with capture_logs():
+        status, _, problem = with_app(store, use, routing_file=write(content), **settings)
+    assert (status, problem["code"]) == (503, "not_ready")
+    assert message in problem["detail"]
+
+
+def test_an_unexpected_failure_of_a_reload_keeps_the_last_good(store, write, monkeypatch):
+    async def use(app):
+        monkeypatch.setattr("service.routing.live.TableBuilder", lambda *a, **k: 1 / 0)
+        write(experiment(kill_switch=True))
+        took = await refresh(app)
+        return took, app.serving.routing.describe(), told(await reply_of(app, body(unit_of("treatment"))))
+
+    with capture_logs() as records:
+        took, state, reply = with_app(store, use, routing_file=write(experiment()))
+    assert (took, state["state"]) == (False, "last_good")
+    assert state["reason"] == "the routing could not be loaded; the log has the cause"
+    assert reply == ("ab", "treatment", "canary")
+    assert "routing_refresh_crashed" in {record["event"] for record in records}
+
+
+def logit(p):
+    return np.log(p / (1 - p))
+
+
+def test_domains_are_routed_by_their_rows(tmp_path, write):
+    rows = {"home": 0, "sport": 1000, "music": 50_000}
+
+    def count_rows(arguments):
+        for name, entry in arguments["domains"].items():
+            arguments["domains"][name] = entry.model_copy(update={"num_train_rows": rows[name]})
+
+    models = tmp_path / "models"
+    stable = build_bundle(models, alias="stable", change_manifest=count_rows)
+    hier = build_bundle(models, alias="hier", seed=10, policy="zero_shot")
+    maturity = {"zero_shot": "hier", "mature_rows": 20_000, "prior_rows": 3000}
+
+    async def use(app):
+        domains = (*rows, "brand-new")
+        return {name: await reply_of(app, body("u3", name, explain=True)) for name in domains}
+
+    replies = with_app(models, use, routing_file=write(maturity=maturity))
+    zero = {name: hier.expected_stored(name, 3, [1, 2]) for name in replies}
+    full = {name: stable.expected_stored(name, 3, [1, 2]) for name in rows}
+    blended = 1 / (1 + np.exp(-(0.75 * logit(zero["sport"]) + 0.25 * logit(full["sport"]))))
+
+    np.testing.assert_allclose(replies["home"]["scores"], zero["home"], atol=1e-6)
+    np.testing.assert_allclose(replies["brand-new"]["scores"], zero["brand-new"], atol=1e-6)
+    np.testing.assert_allclose(replies["sport"]["scores"], blended, atol=1e-6)
+    np.testing.assert_allclose(replies["music"]["scores"], full["music"], atol=1e-6)
+    assert {name: reply["model"]["alias"] for name, reply in replies.items()} == {
+        "home": "hier",
+        "brand-new": "hier",
+        "sport": "stable",
+        "music": "stable",
+    }
+    assert replies["sport"]["model"]["blend"] == {
+        "bundle": hier.bundle.bundle_id,
+        "alias": "hier",
+        "weight": 0.75,
+    }
+    assert all("blend" not in replies[name]["model"] for name in ("home", "music", "brand-new"))
+
+
+def test_without_a_zero_shot_route_unlisted_domains_stay_404(store, write):
+    async def use(app):
+        return await ask(app, body(domain="tab_9"))
+
+    maturity = {"zero_shot": "canary", "mature_rows": 1}
+    found = with_app(store, use, routing_file=write(maturity=maturity))
+    assert (found[0], found[2]["code"]) == (404, "unknown_domain")
+
+
+def test_check_command_reads_the_routing_file(store, write, monkeypatch):
+    def check(path):
+        return CliRunner().invoke(cli.app, ["check", "--store", str(store), "--routing", str(path)])
+
+    monkeypatch.setenv("COLUMNS", "150")
+    good = check(write(experiment()))
+    assert good.exit_code == 0, good.output
+    assert "control (control)" in good.stdout
+    assert "1 in an experiment" in good.stdout
+    bad = check(write(experiment(arms=[{"name": "a", "share": 1.0, "bundle": "nowhere"}])))
+    assert bad.exit_code == 1
+    assert "has no bundle 'nowhere'" in bad.stderr
+
+
+def test_checking_routing_needs_a_file(store):
+    settings = Settings(store=store)
+    with pytest.raises(RoutingError, match="the settings name no routing file"):
+        check_routing(settings, FeatureSources(settings, Metrics().features), None)
