@@ -56,12 +56,13 @@ class BundlePool:
                     found[bundle_id] = self._load(bundle_id)
                 except (ContractError, StartupError) as error:
                     raise RoutingError(f"bundle '{reference}' ({bundle_id[:12]}): {error}") from None
-        # What no reference names any more is let go; requests on it keep it alive until they end.
-        self._by_id = {bundle_id: found[bundle_id] for bundle_id in ids.values()}
-        return {
-            reference: replace(self._by_id[bundle_id], alias=reference)
-            for reference, bundle_id in ids.items()
-        }
+        self._by_id = found
+        return {reference: replace(found[bundle_id], alias=reference) for reference, bundle_id in ids.items()}
+
+    def keep(self, ids: Mapping[str, str]) -> None:
+        """Let go of all bundles but these; requests on one of the others keep it alive until they end."""
+        wanted = set(ids.values())
+        self._by_id = {bundle_id: kept for bundle_id, kept in self._by_id.items() if bundle_id in wanted}
 
 
 __all__ = ["BundlePool"]

@@ -18,6 +18,8 @@ from service.scoring.runner import Runner
 from service.scoring.scorer import Scorer
 from service.telemetry.metrics import NO_ARM, BundleMetrics, Metrics
 
+MAX_SHOWN = 5
+
 UNLISTED = None
 """Stands for every domain that has no entry of its own."""
 
@@ -168,9 +170,10 @@ class TableBuilder:
         """
         loaded = scorer.loaded
         if domain not in loaded.routes and loaded.unknown is None:
+            some = ", ".join(sorted(loaded.routes)[:MAX_SHOWN])
             raise RoutingError(
                 f"domain '{domain}': {who}, bundle '{loaded.alias}' ({loaded.version}), does not score it; "
-                f"its {len(loaded.routes)} domains are {', '.join(sorted(loaded.routes)[:5])}, ..."
+                f"its {len(loaded.routes)} domains are {some}{', ...' * (len(loaded.routes) > MAX_SHOWN)}"
             )
 
     def _target(self, scorer: Scorer, label: str, blend: Blend | None) -> Target:

@@ -84,6 +84,7 @@ class LiveRouting:
         self._default: Scorer | None = None
         self._parsed: tuple[str, RoutingConfig] | None = None
         self._stamp: Stamp | None = None
+        self._ids: dict[str, str] = {}
         self._refused: tuple[str, str] | None = None
         self._num_looks_refused = 0
         self._in_use: set[Use] = set()
@@ -176,19 +177,21 @@ class LiveRouting:
             RoutingError: It cannot be served; nothing changed.
         """
         bundles = self._pool.open(seen.ids, default.loaded)
-        builder = TableBuilder(
-            seen.config,
-            default=default,
-            bundles={**bundles, default.loaded.alias: default.loaded},
-            runner=self._runner,
-            shadow_runner=self._shadow_runner,
-            metrics=self._metrics,
-            max_items=self._max_items,
-        )
         before = None if self._stamp is None else self.table.digest
         digest, _ = seen.stamp
-        self.table = builder.build(digest)
-        self._stamp = seen.stamp
+        try:
+            self.table = TableBuilder(
+                seen.config,
+                default=default,
+                bundles={**bundles, default.loaded.alias: default.loaded},
+                runner=self._runner,
+                shadow_runner=self._shadow_runner,
+                metrics=self._metrics,
+                max_items=self._max_items,
+            ).build(digest)
+            self._stamp, self._ids = seen.stamp, seen.ids
+        finally:
+            self._pool.keep(self._ids)
         in_use = {(b.bundle.manifest.name, b.version, b.alias) for b in bundles.values()}
         for model, version, alias in self._in_use - in_use:
             self._metrics.retire_bundle(model=model, version=version, alias=alias)
