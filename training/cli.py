@@ -19,7 +19,15 @@ from rich.console import Console
 from rich.table import Table
 
 from training.cli_ab import ab_app
-from training.cli_print import out_console, print_columns, print_dataset, print_metrics, print_study
+from training.cli_join import join_command
+from training.cli_print import (
+    out_console,
+    print_columns,
+    print_dataset,
+    print_metrics,
+    print_source,
+    print_study,
+)
 from training.track import Watcher, bars
 
 if TYPE_CHECKING:
@@ -33,6 +41,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Make, prepare and describe data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+data_app.command("join")(join_command)
 app.add_typer(ab_app, name="ab")
 
 error_console = Console(stderr=True)
@@ -251,13 +260,19 @@ def prepare_command(
 
 @data_app.command()
 def describe(
-    prepared: Annotated[Path, typer.Option(help="Prepared data folder.")],
+    prepared: Annotated[Path | None, typer.Option(help="Prepared data folder.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Raw data folder, or a dataset.yaml.")] = None,
     *,
     domains: Annotated[bool, typer.Option("--domains", help="List every domain with its rows.")] = False,
 ) -> None:
-    """Show what a prepared data set holds."""
+    """Show what a prepared data set holds, or how raw data will be read."""
     from training.data.prepared import PreparedDataset
 
+    if data is not None and prepared is None:
+        print_source(data)
+        return
+    if prepared is None or data is not None:
+        raise typer.BadParameter("give one of --prepared and --data", param_hint="--prepared")
     dataset = PreparedDataset.open(prepared)
     print_dataset(dataset)
     if domains:

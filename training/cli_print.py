@@ -6,6 +6,7 @@ Writes to standard output only. Invariant: nothing here imports torch before it 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -27,6 +28,19 @@ def print_dataset(dataset: PreparedDataset) -> None:
         f"{len(schema.pairs)} pair features; schema {schema.digest[:12]}, data {dataset.data_digest[:12]}",
         highlight=False,
         soft_wrap=True,
+    )
+
+
+def print_source(data: Path) -> None:
+    """How a raw data set will be read."""
+    import yaml
+
+    from training.data.describe import describe_source
+    from training.data.source import open_data
+
+    described = describe_source(open_data(data))
+    out_console.print(
+        yaml.safe_dump(described, sort_keys=False), highlight=False, markup=False, soft_wrap=True, end=""
     )
 
 

@@ -18,6 +18,9 @@ from training.ab.errors import AbDataError, require_at_least
 
 COLUMNS = ("time_ms", "unit", "domain", "experiment", "arm", "score", "label")
 
+BY_HASH = "hash"
+"""Reason of assignments that count: not overrides, the holdout or a kill switch."""
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -98,6 +101,8 @@ def read_experiment(data: Path, experiment: str | None, *, looks: int) -> Experi
     frame = scan(data)
     name = _experiment(frame, experiment, data)
     rows = frame.filter(pl.col("experiment") == name)
+    if "reason" in frame.collect_schema().names():
+        rows = rows.filter(pl.col("reason") == BY_HASH)
     span = rows.select(
         first=pl.col("time_ms").min(),
         last=pl.col("time_ms").max(),
