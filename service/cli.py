@@ -15,7 +15,6 @@ from service import cli_features
 from service.cli_settings import fail, option, read_settings
 from service.contract.errors import ContractError
 from service.errors import RuntimeMissingError, StartupError
-from service.events import check_folders
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def run(
         log_level=log_level,
     )
     try:
-        check_folders(settings)
+        _check_folders(settings)
         if settings.workers > 1:
             from service.supervisor import Supervisor
 
@@ -109,7 +108,7 @@ def check(
         redis_url=redis_url,
     )
     try:
-        check_folders(settings)
+        _check_folders(settings)
     except StartupError as error:
         fail(str(error))
     loaded = _load(settings)
@@ -143,6 +142,13 @@ def _load(settings: Settings) -> LoadedBundle:
         return load_bundle(settings, _sources(settings))
     except (ContractError, StartupError) as error:
         fail(str(error))
+
+
+def _check_folders(settings: Settings) -> None:
+    """Try the folders of exposures and feedback before anything is served."""
+    from service.events import check_folders
+
+    check_folders(settings)
 
 
 def _sources(settings: Settings) -> FeatureSources:
