@@ -129,7 +129,7 @@ class ScoreEndpoint:
                 scorer, metrics = choice.target.scorer, choice.target.metrics
             query = to_query(request, self._limits, item_features=scorer.feature_names(Entity.ITEM))
             decoded = time.perf_counter()
-            if choice is None:
+            if choice is None or choice.target.blend is None:
                 scored = await scorer.score(query, deadline)
             else:
                 scored = await choice.target.score(query, deadline)

@@ -213,3 +213,11 @@ def test_what_is_no_mapping_is_refused(raw, message):
 def test_several_problems_are_told_at_once():
     with pytest.raises(RoutingError, match=r"unit: .*; experiments\[0\]\.salt: "):
         parse(experiments=[experiment(unit="x", salt=1)])
+
+
+def test_the_example_of_the_readme_is_read():
+    text = (Path(__file__).parents[4] / "README.md").read_text()
+    example = text.split("```yaml\n# routing.yaml")[1].split("```")[0]
+    config = parse_routing(("#" + example).encode(), FILE)
+    assert config.references == ["canary", "hier", "next"]
+    assert config.experiments[0].spans == [[(0.0, 0.5)], [(0.9, 1.0)]]
