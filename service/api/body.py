@@ -60,11 +60,13 @@ async def read_body(receive: Receive, declared: int | None, *, max_bytes: int, d
             if message["type"] == "http.disconnect":
                 raise Disconnected
             body: bytes = message["body"]
-            if not message.get("more_body") and len(body) <= max_bytes:
-                return body
-            return await _read_more(receive, body, declared, max_bytes)
+            if message.get("more_body"):
+                return await _read_more(receive, body, declared, max_bytes)
     except TimeoutError:
         raise deadline.exceeded("body") from None
+    if len(body) > max_bytes:
+        raise too_large(len(body), max_bytes)
+    return body
 
 
 async def _read_more(receive: Receive, first: bytes, declared: int | None, max_bytes: int) -> bytes:

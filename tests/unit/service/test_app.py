@@ -159,3 +159,9 @@ def test_while_draining_replies_close_their_connection(small):
 
     status, headers, _ = run(small.store, use)
     assert (status, headers[b"connection"]) == (200, b"close")
+
+
+def test_a_body_above_the_limit_in_one_piece_is_refused_at_once(small):
+    whole = [{"type": "http.request", "body": b" " * 101, "more_body": False}]
+    status, _, problem = run(small.store, lambda app: post(app, messages=whole), max_body_bytes=100)
+    assert (status, problem["code"], problem["value"]) == (413, "body_too_large", 101)
