@@ -1,7 +1,8 @@
 """A bundle that scores answered requests beside the one that serves, to be compared with it.
 
 Runs after the reply, one run at a time, on a thread of its own for graphs. Invariants: what waits is
-bounded in number and time; nothing here raises into, waits for or changes a reply.
+bounded in number and time; every request taken is counted once; nothing here raises into, waits for
+or changes a reply.
 """
 
 from __future__ import annotations
@@ -81,8 +82,9 @@ class Shadow:
             await self._task
 
     def close(self) -> None:
-        """Drop what waits."""
-        self._waiting.clear()
+        """Drop what waits and what runs."""
+        while self._waiting:
+            self._metrics.shadowed(self._waiting.popleft().arm, "dropped")
         if self._task is not None:
             self._task.cancel()
 
@@ -94,6 +96,9 @@ class Shadow:
                 scored = await self.scorer.score(run.query, run.deadline)
             except DeadlineExceeded:
                 self._metrics.shadowed(run.arm, "late")
+            except asyncio.CancelledError:
+                self._metrics.shadowed(run.arm, "dropped")
+                raise
             except Exception as error:  # noqa: BLE001 - whatever fails here fails nobody's request
                 self._failed(run, error)
             else:

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -124,19 +124,24 @@ def test_a_failing_shadow_is_counted_and_told_once(routed):
     assert [record["event"] for record in records if "shadow" in record["event"]] == ["shadow_failed"]
 
 
-def test_no_more_wait_than_may_and_none_while_busy(routed):
+def test_no_more_wait_than_may_none_while_busy_and_all_are_counted(routed):
+    """Six requests: one runs, two wait, three find no room; a seventh comes while busy; then it closes."""
+
     async def use(app, shadow):
         with held(shadow):
-            for _ in range(6):  # the first runs at once, two wait
+            for _ in range(6):
                 await ask(app, BODY)
                 await asyncio.sleep(0)
             shadow.offer(None, None, "ab/control", busy=True)
+            before = app.serving.metrics.render().decode()
             app.serving.routing.table.close()
-            await asyncio.sleep(0)
+            with suppress(asyncio.CancelledError):
+                await shadow.drained()
+        return before
 
-    _, text = routed(use, budget_ms=10_000, max_waiting=2)
-    assert count(text, "dropped") == 4
-    assert count(text, "scored") == 0
+    before, after = routed(use, budget_ms=10_000, max_waiting=2)
+    assert (count(before, "dropped"), count(after, "dropped")) == (4, 7)
+    assert count(after, "scored") == 0
 
 
 def test_a_share_of_the_requests_is_taken(routed, monkeypatch):
