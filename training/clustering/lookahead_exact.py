@@ -74,7 +74,7 @@ def exact_losses(
     *,
     step_size: float,
     chunk_models: int = 16,
-    chunk_rows: int = 512,
+    chunk_rows: int = 256,
     max_numbers: int = 1 << 26,
 ) -> LookaheadLosses:
     """Measure a plan.
