@@ -50,30 +50,40 @@ def calibration_by_group(rows: pl.LazyFrame, *, alpha: float) -> list[GroupCalib
         rows: With the columns arm, domain, unit, score, label.
         alpha: 1 - coverage of the intervals of the ratios.
     """
-    columns = rows.select("arm", "domain", "unit", "score", "label").collect(engine="streaming")
+    sums = (
+        rows.group_by("arm", "domain", "unit")
+        .agg(scores=pl.col("score").cast(pl.Float64).sum(), clicks=pl.col("label").cast(pl.Float64).sum())
+        .sort("arm", "domain", "unit")
+        .collect(engine="streaming")
+    )
     groups = []
-    for (arm,), part in columns.sort("arm").group_by("arm", maintain_order=True):
-        groups.append(_group(str(arm), ALL, part, alpha))
+    for (arm,), units in sums.group_by("arm", maintain_order=True):
+        # One arm's rows at a time, without their units: 9 bytes each.
+        part = (
+            rows.filter(pl.col("arm") == arm)
+            .select(pl.col("domain").cast(pl.Categorical), pl.col("score").cast(pl.Float32), "label")
+            .collect(engine="streaming")
+        )
+        groups.append(_group(str(arm), ALL, part, units, alpha))
+        names = units["domain"].unique(maintain_order=True).to_list()
         by_domain = [
-            _group(str(arm), str(domain), rest, alpha)
-            for (domain,), rest in part.sort("domain").group_by("domain", maintain_order=True)
+            _group(str(arm), name, part.filter(domain=name), units.filter(domain=name), alpha)
+            for name in names
         ]
         groups += sorted(by_domain, key=lambda group: -group.rows)
     return groups
 
 
-def _group(arm: str, domain: str, part: pl.DataFrame, alpha: float) -> GroupCalibration:
-    scores, labels = part["score"].cast(pl.Float64).to_numpy(), part["label"].cast(pl.Int8).to_numpy()
-    sums = part.group_by("unit").agg(
-        scores=pl.col("score").cast(pl.Float64).sum(), clicks=pl.col("label").cast(pl.Float64).sum()
-    )
+def _group(arm: str, domain: str, part: pl.DataFrame, units: pl.DataFrame, alpha: float) -> GroupCalibration:
+    scores, labels = part["score"].to_numpy(), part["label"].to_numpy()
+    sums = units.group_by("unit").agg(pl.col("scores").sum(), pl.col("clicks").sum()).sort("unit")
     ratio, low, high = ratio_interval(sums["scores"].to_numpy(), sums["clicks"].to_numpy(), alpha=alpha)
     return GroupCalibration(
         arm=arm,
         domain=domain,
         rows=len(part),
         clicks=int(labels.sum()),
-        mean_score=float(scores.mean()),
+        mean_score=float(scores.mean(dtype=np.float64)),
         ctr=float(labels.mean()),
         ratio=ratio,
         ratio_low=low,
