@@ -101,6 +101,7 @@ class LiveRouting:
 
     def watch(self) -> None:
         """Follow the file from now on, until `close`."""
+        self._tell()
         self._watch = asyncio.get_running_loop().create_task(self._follow())
 
     def refresh(self) -> RoutingTable | None:
@@ -129,6 +130,7 @@ class LiveRouting:
             return None
         self._metrics.routing.reloaded(loaded=True)
         self._refused = None
+        self._tell()
         return before
 
     def describe(self) -> dict[str, str]:
@@ -197,11 +199,14 @@ class LiveRouting:
             self._metrics.retire_bundle(model=model, version=version, alias=alias)
         self._in_use = in_use
         self._metrics.routing.serves(digest, before)
+
+    def _tell(self) -> None:
+        """Log what serves from now on."""
         log.info(
             "routing_serves",
-            digest=digest,
-            experiments=[experiment.name for experiment in seen.config.experiments],
-            bundles={name: bundle_id[:12] for name, bundle_id in seen.ids.items()},
+            digest=self.table.digest,
+            experiments=[experiment.name for experiment in self.table.config.experiments],
+            bundles={name: bundle_id[:12] for name, bundle_id in self._ids.items()},
         )
 
     def _settle(self) -> None:

@@ -183,6 +183,15 @@ def test_sessions_fall_back_to_users_and_requests_stand_alone(store, write):
     assert found == ["treatment", "control", "control", "treatment", None, arm[treatment], arm[control]]
 
 
+def test_a_long_session_id_is_refused(store, write):
+    async def use(app):
+        return await ask(app, body(session_id="x" * 300))
+
+    status, _, problem = with_app(store, use, routing_file=write(experiment(unit="session")))
+    assert (status, problem["code"], problem["limit"]) == (422, "too_long", 256)
+    assert "$.session_id, at most 256" in problem["detail"]
+
+
 def test_integer_ids_are_the_units_of_their_text(store, write):
     async def use(app):
         return [told(await reply_of(app, body(7))), told(await reply_of(app, body("7")))]
@@ -436,6 +445,7 @@ def test_check_command_reads_the_routing_file(store, write, monkeypatch):
     good = check(write(experiment()))
     assert good.exit_code == 0, good.output
     assert "control (control)" in good.stdout
+    assert "routing_serves" not in good.output
     assert "1 in an experiment" in good.stdout
     bad = check(write(experiment(arms=[{"name": "a", "share": 1.0, "bundle": "nowhere"}])))
     assert bad.exit_code == 1
