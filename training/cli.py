@@ -220,7 +220,7 @@ def tune(
 @data_app.command()
 def synthetic(
     out: Annotated[Path, typer.Option(help="Folder to fill; made if missing.")],
-    preset: Annotated[str, typer.Option(help="small, demo or large.")] = "demo",
+    preset: Annotated[str, typer.Option(help="small or demo or large.")] = "demo",
     seed: Annotated[
         int | None, typer.Option(help="Seed of every draw; the preset's own if left out.")
     ] = None,
