@@ -1,17 +1,14 @@
-"""Routing over the whole app: arms answer from their bundles, live changes, maturity, refusals."""
+"""Routing over the whole app: arms answer from their bundles, units, overrides, maturity, the command."""
 
-import asyncio
-import json
+from functools import partial
 
 import numpy as np
 import pytest
-import yaml
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from service import cli
 from service.app import check_routing
-from service.contract.store import ModelStore
 from service.errors import RoutingError
 from service.features.opening import FeatureSources
 from service.routing.assign import position
@@ -19,21 +16,12 @@ from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from tests.support.asgi import ask, with_app
 from tests.support.bundles import build_bundle
-
-ITEMS = [{"id": "i1"}, {"id": "i2"}]
-HALVES = [{"name": "control", "share": 0.5}, {"name": "treatment", "share": 0.5, "bundle": "canary"}]
+from tests.support.routing import ITEMS, body, build_three, experiment, reply_of, told, unit_of, write_routing
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """Three bundles with other weights in one store, by alias."""
-    store = tmp_path_factory.mktemp("store")
-    return {
-        alias: build_bundle(
-            store, alias=alias, seed=10 * n, policy="zero_shot" if alias == "hier" else "reject"
-        )
-        for n, alias in enumerate(("stable", "canary", "hier"))
-    }
+    return build_three(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture
@@ -44,44 +32,7 @@ def store(built):
 @pytest.fixture
 def write(tmp_path):
     """Writes the routing file; returns its path."""
-
-    def write(*experiments, **content):
-        path = tmp_path / "routing.yaml"
-        path.write_text(yaml.safe_dump({"version": 1, "experiments": list(experiments), **content}))
-        return path
-
-    return write
-
-
-def experiment(**changes):
-    return {"name": "ab", "domains": ["home"], "unit": "user", "salt": "s", "arms": HALVES, **changes}
-
-
-def body(user="u1", domain="home", **changes):
-    return {"domain": domain, "user": {"id": user}, "items": ITEMS, **changes}
-
-
-def unit_of(arm, prefix="x", salt="s"):
-    """An id whose position lies in the lower (control) or upper (treatment) half."""
-    names = (f"{prefix}{n}" for n in range(100))
-    return next(name for name in names if (position(salt, name) >= 0.5) == (arm == "treatment"))
-
-
-async def reply_of(app, content, *headers):
-    status, _, reply = await ask(app, content, headers=headers)
-    assert status == 200, reply
-    return reply
-
-
-def told(reply):
-    return reply["experiment"], reply["arm"], reply["model"]["alias"]
-
-
-async def refresh(app):
-    replaced = await asyncio.to_thread(app.serving.routing.refresh)
-    if replaced is not None:
-        replaced.close()
-    return replaced is not None
+    return partial(write_routing, tmp_path / "routing.yaml")
 
 
 def test_arms_answer_from_their_bundles_and_say_so(built, store, write):
@@ -213,176 +164,6 @@ def test_failures_count_for_the_arm_that_failed(store, write):
         failed, fine, text = with_app(store, use, routing_file=write(experiment()))
     assert (failed, fine) == (500, 200)
     assert 'ctr_score_requests_total{arm="ab/treatment",outcome="failed"' in text
-
-
-def test_changes_are_taken_up_and_what_is_broken_is_not(store, write):
-    async def use(app):
-        user = unit_of("treatment")
-        states = []
-
-        async def note():
-            reply = await reply_of(app, body(user))
-            health = (await ask(app, {}, path="/health/ready", method="GET"))[2]["routing"]
-            states.append((told(reply)[1], health["state"], health.get("reason", "")))
-
-        await note()
-        path.write_text("version: 1\nexperiments: oops\n")
-        first, again = await refresh(app), await refresh(app)
-        await note()
-        path.unlink()
-        await refresh(app)
-        await note()
-        write(experiment(kill_switch=True))
-        taken = await refresh(app)
-        await note()
-        return states, (first, again, taken), app.serving.metrics.render().decode()
-
-    path = write(experiment())
-    with capture_logs() as records:
-        states, took, text = with_app(store, use, routing_file=path)
-    assert took == (False, False, True)
-    assert [state[:2] for state in states] == [
-        ("treatment", "current"),
-        ("treatment", "last_good"),
-        ("treatment", "last_good"),
-        ("control", "current"),
-    ]
-    assert "experiments: Input should be a valid list" in states[1][2]
-    assert "cannot be read (FileNotFoundError)" in states[2][2]
-    refused = [record for record in records if record["event"] == "routing_refused"]
-    assert [record["log_level"] for record in refused] == ["error", "error"]
-    assert 'ctr_routing_reloads_total{result="refused"} 2.0' in text
-    assert 'ctr_routing_reloads_total{result="loaded"} 1.0' in text
-    assert "ctr_routing_stale_workers 0.0" in text
-    assert (
-        sum(line.startswith("ctr_routing_info{") and line.endswith(" 1.0") for line in text.splitlines()) == 1
-    )
-
-
-def test_a_file_put_back_as_it_was_is_current_again(store, write):
-    async def use(app):
-        good = path.read_text()
-        path.write_text("")
-        await refresh(app)
-        broken = app.serving.metrics.render().decode()
-        path.write_text(good)
-        await refresh(app)
-        return broken, app.serving.routing.describe()["state"], app.serving.metrics.render().decode()
-
-    path = write(experiment())
-    broken, state, text = with_app(store, use, routing_file=path)
-    assert "ctr_routing_stale_workers 1.0" in broken
-    assert state == "current"
-    assert "ctr_routing_stale_workers 0.0" in text
-
-
-def test_the_file_is_followed_while_requests_come(store, write):
-    async def use(app):
-        user = unit_of("treatment")
-        before = told(await reply_of(app, body(user)))[1]
-        write(experiment(kill_switch=True))
-        async with asyncio.timeout(20):
-            while (after := told(await reply_of(app, body(user)))[1]) == before:
-                await asyncio.sleep(0.01)
-        return before, after
-
-    assert with_app(store, use, routing_file=write(experiment()), routing_poll_s=0.02) == (
-        "treatment",
-        "control",
-    )
-
-
-def test_a_moved_alias_moves_its_arm_and_a_broken_one_does_not(tmp_path, write):
-    models = tmp_path / "models"
-    for number, alias in enumerate(("stable", "canary", "next")):
-        build_bundle(models, alias=alias, seed=number)
-    bundles = ModelStore(models).aliases()
-    aliases = models / "aliases.json"
-
-    async def use(app):
-        found = []
-
-        async def note():
-            await refresh(app)
-            reply = await reply_of(app, body(unit_of("treatment")))
-            state = app.serving.routing.describe()
-            found.append((reply["model"]["bundle"], reply["model"]["alias"], state["state"]))
-            return state.get("reason", "")
-
-        await note()
-        ModelStore(models).set_alias("canary", bundles["next"])
-        await note()
-        aliases.write_text(json.dumps({"stable": bundles["stable"]}))
-        gone = await note()
-        aliases.write_text(json.dumps({"canary": "0" * 64}))
-        missing = await note()
-        return found, gone, missing, app.serving.metrics.render().decode()
-
-    with capture_logs():
-        found, gone, missing, text = with_app(models, use, routing_file=write(experiment()))
-    assert found == [
-        (bundles["canary"], "canary", "current"),
-        (bundles["next"], "canary", "current"),
-        (bundles["next"], "canary", "last_good"),
-        (bundles["next"], "canary", "last_good"),
-    ]
-    assert "has no bundle 'canary'" in gone
-    assert "bundle 'canary' (000000000000): " in missing
-    info = 'ctr_bundle_info{alias="canary",model="small",version="%s"} %s'
-    assert info % (bundles["canary"][:12], "0.0") in text
-    assert info % (bundles["next"][:12], "1.0") in text
-
-
-REFUSED = {
-    "alias": (
-        experiment(arms=[{"name": "a", "share": 1.0, "bundle": "nowhere"}]),
-        {},
-        "has no bundle 'nowhere'",
-    ),
-    "domain": (
-        experiment(domains=["tab_9"]),
-        {},
-        "domain 'tab_9': experiment 'ab': the default, bundle 'stable'",
-    ),
-    "arm": (
-        experiment(domains=["tab_9"]),
-        {"alias": "hier"},
-        "domain 'tab_9': experiment 'ab': arm 'treatment', bundle 'canary'",
-    ),
-    "shadow": (
-        experiment(domains=["tab_9"], arms=HALVES[:1], shadow={"bundle": "canary", "share": 1.0}),
-        {"alias": "hier"},
-        "domain 'tab_9': experiment 'ab': the shadow, bundle 'canary'",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_could_not_be_served_is_refused_at_start(store, write, name):
-    content, settings, message = REFUSED[name]
-
-    async def use(app):
-        return await ask(app, {}, path="/health/ready", method="GET")
-
-    with capture_logs():
-        status, _, problem = with_app(store, use, routing_file=write(content), **settings)
-    assert (status, problem["code"]) == (503, "not_ready")
-    assert message in problem["detail"]
-
-
-def test_an_unexpected_failure_of_a_reload_keeps_the_last_good(store, write, monkeypatch):
-    async def use(app):
-        monkeypatch.setattr("service.routing.live.TableBuilder", lambda *a, **k: 1 / 0)
-        write(experiment(kill_switch=True))
-        took = await refresh(app)
-        return took, app.serving.routing.describe(), told(await reply_of(app, body(unit_of("treatment"))))
-
-    with capture_logs() as records:
-        took, state, reply = with_app(store, use, routing_file=write(experiment()))
-    assert (took, state["state"]) == (False, "last_good")
-    assert state["reason"] == "the routing could not be loaded; the log has the cause"
-    assert reply == ("ab", "treatment", "canary")
-    assert "routing_refresh_crashed" in {record["event"] for record in records}
 
 
 def logit(p):
