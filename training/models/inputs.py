@@ -216,12 +216,16 @@ class InputLayer(nn.Module):
         user_floats: Tensor,
         context_ints: Tensor,
         context_floats: Tensor,
-        domain: Tensor,
+        domain: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """(R, request_width) float32 and the penalty."""
+        """(R, request_width) float32 and the penalty.
+
+        Without domains the last `domain_dim` columns are left out, for rankers that hold them as constants.
+        """
         user, user_l2 = self.user(user_ints, user_floats)
         context, context_l2 = self.context(context_ints, context_floats)
-        return torch.cat([user, context, self.domain(domain.to(torch.int64))], dim=1), user_l2 + context_l2
+        own = [] if domain is None else [self.domain(domain.to(torch.int64))]
+        return torch.cat([user, context, *own], dim=1), user_l2 + context_l2
 
     def row_side(self, item_ints: Tensor, item_floats: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """(N, row_width) float32 and the penalty."""

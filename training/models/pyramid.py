@@ -96,11 +96,9 @@ class FrozenPyramid(nn.Module):
         for stack in pyramid.levels:
             if not isinstance(stack, ExpertStack):
                 raise TypeError(f"a level of {type(stack).__name__}; expected ExpertStack")
-            self.layers.append(nn.ModuleList(_joined(part) for part in [stack.first, *stack.linears]))
+            self.layers.append(nn.ModuleList(joined(part) for part in [stack.first, *stack.linears]))
             self.sizes.append((stack.num_experts, stack.out_width))
-        head = nn.Linear(pyramid.head.numel(), pyramid.head.shape[0], bias=False)
-        head.weight.copy_(_block_diagonal(pyramid.head.unsqueeze(1)))
-        self.head = head
+        self.head = joined_heads(pyramid.head)
 
     def forward(self, x: Tensor, mixers: Sequence[Tensor], shared: Tensor) -> Tensor:
         """Logits (N, N_L) of the heads, arguments as for `Pyramid`."""
@@ -129,17 +127,49 @@ class _OneByOne(nn.Module):
         return out.reshape(x.shape[0], experts * outer)
 
 
-def _joined(linear: nn.Module) -> nn.Module:
-    """A stack of affine maps as a map of flat rows."""
+def joined(linear: nn.Module, mixer: Tensor | None = None) -> nn.Module:
+    """A stack of E affine maps as one module of flat rows, (N, F * inner) to (N, E * outer).
+
+    Args:
+        linear: The stack, E maps of `inner` numbers to `outer`.
+        mixer: (E, F) float32 constants: what each map reads of F flat blocks; None where map e reads block e.
+    """
     if not isinstance(linear, StackedLinear):
         raise TypeError(f"experts of a pyramid start with {type(linear).__name__}; expected StackedLinear")
     experts, inner, outer = linear.weight.shape
-    if experts * inner * experts * outer > MAX_BLOCK_ENTRIES:
-        return _OneByOne(linear)
-    joined = nn.Linear(experts * inner, experts * outer)
-    joined.weight.copy_(_block_diagonal(linear.weight.mT))
-    joined.bias.copy_(linear.bias.reshape(-1))
-    return joined
+    blocks = experts if mixer is None else mixer.shape[1]
+    if blocks * inner * experts * outer > MAX_BLOCK_ENTRIES:
+        return _OneByOne(linear) if mixer is None else nn.Sequential(_Mixed(mixer, inner), joined(linear))
+    own = nn.Linear(blocks * inner, experts * outer)
+    if mixer is None:
+        own.weight.copy_(_block_diagonal(linear.weight.mT))
+    else:
+        # W_e (sum_f m_ef x_f) = sum_f (m_ef W_e) x_f: mixing costs no operator of its own.
+        spread = torch.einsum("ef,eko->eofk", mixer, linear.weight)
+        own.weight.copy_(spread.reshape(experts * outer, blocks * inner))
+    own.bias.copy_(linear.bias.reshape(-1))
+    return own
+
+
+def joined_heads(head: Tensor) -> nn.Linear:
+    """Linear heads (H, width), each on its own expert, as one map of flat rows, (N, H * width) to (N, H)."""
+    own = nn.Linear(head.numel(), head.shape[0], bias=False)
+    own.weight.copy_(_block_diagonal(head.unsqueeze(1)))
+    return own
+
+
+class _Mixed(nn.Module):
+    """Weighted sums of F flat blocks, (N, F * width) to (N, E * width)."""
+
+    def __init__(self, mixer: Tensor, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.register_buffer("mixer", mixer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixer = self.get_buffer("mixer")
+        out: Tensor = torch.matmul(mixer, x.reshape(x.shape[0], mixer.shape[1], self.width))
+        return out.reshape(x.shape[0], mixer.shape[0] * self.width)
 
 
 def _block_diagonal(blocks: Tensor) -> Tensor:

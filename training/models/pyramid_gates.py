@@ -212,13 +212,17 @@ class FrozenGates(nn.Module):
     """Constant tables by domain, for inference: nothing is left of gate layers, embeddings and masks.
 
     Args:
-        rows: Of the D + 1 domains.
+        rows: Of C domains.
+        row_of_domain: (D + 1,) int64 row of each domain index; None where the rows are those of all D + 1.
     """
 
-    def __init__(self, rows: GateRows) -> None:
+    def __init__(self, rows: GateRows, row_of_domain: Tensor | None = None) -> None:
         super().__init__()
         self.num_levels = len(rows.mixers)
         self.has_base = rows.base is not None
+        self.has_rows = row_of_domain is not None
+        if row_of_domain is not None:
+            self.register_buffer("row_of_domain", row_of_domain)
         if rows.base is not None:
             self.register_buffer("base", rows.base.contiguous())
         for number, mixer in enumerate(rows.mixers):
@@ -227,6 +231,8 @@ class FrozenGates(nn.Module):
 
     def forward(self, domain: Tensor, request_index: Tensor | None) -> GateRows:
         """Gates of N rows, arguments as for `DomainGates`."""
+        if self.has_rows:
+            domain = self.get_buffer("row_of_domain").index_select(0, domain)
         base = self.get_buffer("base") if self.has_base else None
         mixers = tuple(self.get_buffer(f"mixer_{number}") for number in range(self.num_levels))
         return gate_rows(GateRows(base, mixers, self.get_buffer("log_heads")), domain, request_index)
