@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.contract.manifest import Clustering, DomainEntry, Manifest
+from service.contract.manifest import Clustering, DomainEntry, Graph, Manifest
 
 HEADLINE = (
     "total_auc",
@@ -13,6 +13,10 @@ HEADLINE = (
     "logloss",
     "ece",
     "calibration_ratio",
+)
+GRAPH_HEADS = (
+    *("graph", "form", "precision", "inputs", "nodes", "MACs per candidate", "MACs per request", "experts"),
+    "largest error against torch",
 )
 
 
@@ -37,12 +41,11 @@ def render_card(manifest: Manifest) -> str:
             *_clusters(manifest),
             "## Graphs",
             "",
-            "| graph | form | precision | inputs | largest error against torch |",
-            "|---|---|---|---:|---:|",
-            *(
-                f"| {name} | {g.form} | {g.precision} | {len(g.inputs)} | {_number(g.max_error, '.1e')} |"
-                for name, g in manifest.graphs.items()
-            ),
+            "MACs: multiply-adds of matrix products. Experts: those in the graph, of those in the model.",
+            "",
+            f"| {' | '.join(GRAPH_HEADS)} |",
+            "|---|---|---|---:|---:|---:|---:|---|---:|",
+            *(_graph_row(name, graph) for name, graph in manifest.graphs.items()),
             "",
             "## Provenance",
             "",
@@ -75,6 +78,22 @@ def _domain_row(name: str, entry: DomainEntry) -> str:
     auc, ece = entry.metrics.get("test.auc"), entry.metrics.get("test.ece")
     cells = (_number(auc, ".4f"), _number(ece, ".4f"), _number(entry.mean_score, ".4f"))
     return f"| {name} | {entry.graph} | {entry.num_train_rows} | {' | '.join(cells)} |"
+
+
+def _graph_row(name: str, graph: Graph) -> str:
+    cells = (graph.form, graph.precision, str(len(graph.inputs)), *graph_work(graph))
+    return f"| {name} | {' | '.join(cells)} | {_number(graph.max_error, '.1e')} |"
+
+
+def graph_work(graph: Graph) -> tuple[str, str, str, str]:
+    """Nodes, multiply-adds per candidate and per request, experts by level; empty where not known."""
+    told = graph.options
+    counts = (told.get(key) for key in ("num_nodes", "macs_per_row", "macs_per_request"))
+    nodes, row, request = (f"{count:,}" if isinstance(count, int) else "" for count in counts)
+    experts = told.get("experts")
+    levels = experts.items() if isinstance(experts, dict) else ()
+    shown = (f"{level}: {kept[0]}/{kept[1]}" for level, kept in levels if isinstance(kept, list))
+    return nodes, row, request, ", ".join(shown)
 
 
 def cluster_graphs(manifest: Manifest, k: int) -> list[str]:

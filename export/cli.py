@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from export.card import cluster_graphs, clustering_line
+from export.card import cluster_graphs, clustering_line, graph_work
 from export.errors import ExportError
 from service.contract.bundle import Bundle
 from service.contract.errors import ContractError
@@ -50,6 +50,12 @@ def build(
     unknown_domain: Annotated[
         UnknownDomainPolicy, typer.Option(help="Requests for unlisted domains: 404, or the fallback row.")
     ] = UnknownDomainPolicy.REJECT,
+    hot_domains: Annotated[
+        int, typer.Option(min=0, help="How many of the largest domains (validation rows) get an own graph.")
+    ] = 0,
+    domain_graphs: Annotated[
+        str, typer.Option(help="Names of domains that get a graph of their own, with commas between.")
+    ] = "",
     *,
     snapshot: Annotated[bool, typer.Option(help="Put user and item rows into the bundle.")] = True,
 ) -> None:
@@ -58,7 +64,12 @@ def build(
     from export.run_folder import RunFolder
 
     options = BuildOptions(
-        alias=alias or None, name=name, unknown_domain=unknown_domain.value, snapshot=snapshot
+        alias=alias or None,
+        name=name,
+        unknown_domain=unknown_domain.value,
+        snapshot=snapshot,
+        hot_domains=hot_domains,
+        domain_graphs=tuple(part.strip() for part in domain_graphs.split(",") if part.strip()),
     )
     with console.status("read the run") as status:
         bundle = build_bundle(RunFolder.open(run), ModelStore(store), options, progress=status.update)
@@ -107,13 +118,13 @@ def alias(
 
 
 def _graph_table(bundle: Bundle) -> Table:
-    table = Table("graph", "form", "precision", "nodes", "MiB", "max |dp|", title="Graphs")
+    heads = ("graph", "form", "precision", "nodes", "MACs/row", "MACs/request", "experts", "MiB", "max |dp|")
+    table = Table(*heads, title="Graphs", caption="A row is one candidate.")
     for name, graph in bundle.manifest.graphs.items():
         files = (graph.file, *graph.external_files)
         size = sum(bundle.manifest.files[file].num_bytes for file in files) / 2**20
         error = "" if graph.max_error is None else f"{graph.max_error:.1e}"
-        nodes = str(graph.options.get("num_nodes", ""))
-        table.add_row(name, graph.form, graph.precision, nodes, f"{size:.1f}", error)
+        table.add_row(name, graph.form, graph.precision, *graph_work(graph), f"{size:.1f}", error)
     return table
 
 

@@ -7,6 +7,7 @@ N candidates; a row's score never depends on its neighbours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from service.contract.manifest import GraphInput
 from service.contract.schema import Entity, FeatureSchema
 from training.models.base import CtrModel, Sides, at_rows
 from training.models.pairs import PairLayer
+from training.models.specialise import specialise
 
 OUTPUT = "score"
 
@@ -42,14 +44,30 @@ class ScoringGraph(nn.Module):
         model: Trained; switched to evaluation mode.
         schema: The schema it was trained with.
         calibrators: Per-domain calibrators to bake in.
+        domains: Indices of the domains to specialise to where the method can, D for the unknown one; None
+            for a graph of all. A graph of one domain does not look at its domain index.
     """
 
-    def __init__(self, model: CtrModel, schema: FeatureSchema, calibrators: CalibratorTable) -> None:
+    def __init__(
+        self,
+        model: CtrModel,
+        schema: FeatureSchema,
+        calibrators: CalibratorTable,
+        *,
+        domains: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
-        self.model = CtrModel(model.inputs, model.ranker.for_inference())
+        special = None if domains is None else specialise(model, domains)
+        self.is_specialised = special is not None
+        self.reads_domain = special is None or special.reads_domain
+        ranker = model.ranker.for_inference() if special is None else special.ranker
+        self.model = CtrModel(model.inputs, ranker)
         self.pairs = PairLayer(schema)
-        self.register_buffer("calibrator_scale", torch.from_numpy(calibrators.scale.astype(np.float32)))
-        self.register_buffer("calibrator_bias", torch.from_numpy(calibrators.bias.astype(np.float32)))
+        scale, bias = calibrators.scale.astype(np.float32), calibrators.bias.astype(np.float32)
+        if domains is not None and not self.reads_domain:
+            scale, bias = scale[list(domains)], bias[list(domains)]
+        self.register_buffer("calibrator_scale", torch.from_numpy(scale))
+        self.register_buffer("calibrator_bias", torch.from_numpy(bias))
         self.eval()
 
     def forward(
@@ -85,11 +103,15 @@ class ScoringGraph(nn.Module):
         }
         pairs = self.pairs(blocks, domain, request_index)
         inputs = self.model.inputs
-        request, _ = inputs.request_side(user_ints, user_floats, context_ints, context_floats, domain)
+        request, _ = inputs.request_side(
+            user_ints, user_floats, context_ints, context_floats, domain if self.reads_domain else None
+        )
         row, _ = inputs.row_side(item_ints, item_floats, pairs)
         logits = self.model.ranker(Sides(request, row, request_index, domain))
-        scale = at_rows(self.get_buffer("calibrator_scale").index_select(0, domain), request_index)
-        bias = at_rows(self.get_buffer("calibrator_bias").index_select(0, domain), request_index)
+        scale, bias = self.get_buffer("calibrator_scale"), self.get_buffer("calibrator_bias")
+        if self.reads_domain:
+            scale = at_rows(scale.index_select(0, domain), request_index)
+            bias = at_rows(bias.index_select(0, domain), request_index)
         return torch.sigmoid(scale * logits + bias)
 
 

@@ -15,6 +15,7 @@ import onnx
 import torch
 
 from export.graph import OUTPUT, ScoringGraph, example_inputs, graph_inputs
+from export.macs import count_macs
 from export.weights import WeightFiles
 from service.contract.manifest import Graph, GraphInput
 from service.contract.schema import FeatureSchema
@@ -52,6 +53,7 @@ def export_graph(
     used = _drop_unused_inputs(proto)
     _strip_traces(proto)
     onnx.checker.check_model(proto)
+    macs = count_macs(proto)
     graphs = folder / "graphs"
     graphs.mkdir(parents=True, exist_ok=True)
     weights = WeightFiles(graphs) if weights is None else weights
@@ -63,7 +65,12 @@ def export_graph(
         inputs=used_inputs(schema, used),
         output=OUTPUT,
         form=form,
-        options={"opset": OPSET, "num_nodes": len(proto.graph.node)},
+        options={
+            "opset": OPSET,
+            "num_nodes": len(proto.graph.node),
+            "macs_per_row": macs.per_row,
+            "macs_per_request": macs.per_request,
+        },
     )
 
 

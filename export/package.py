@@ -58,12 +58,16 @@ class BuildOptions:
         name: Name of the served model.
         unknown_domain: What happens to requests for domains the bundle does not list.
         snapshot: Whether user and item rows travel in the bundle.
+        hot_domains: How many of the largest domains get a graph of their own.
+        domain_graphs: Names of further domains that get one.
     """
 
     alias: str | None = "stable"
     name: str = "ctr"
     unknown_domain: Literal["reject", "zero_shot"] = "reject"
     snapshot: bool = True
+    hot_domains: int = 0
+    domain_graphs: tuple[str, ...] = ()
 
 
 def build_bundle(run: RunFolder, store: ModelStore, options: BuildOptions, *, progress: Progress) -> Bundle:
@@ -81,7 +85,12 @@ def build_bundle(run: RunFolder, store: ModelStore, options: BuildOptions, *, pr
     Raises:
         ParityError: The exported graph differs from the trained model; nothing is published.
         BundleError: The written files do not verify.
+        RunError: A domain that is to have a graph of its own cannot have one.
     """
+    hot = run.largest_domains(options.hot_domains)
+    run = run.with_domain_graphs(
+        [*(n for n in hot if n not in options.domain_graphs), *options.domain_graphs]
+    )
     with store.writer() as writer:
         graphs: dict[str, Graph] = {}
         golden: dict[str, tuple[GraphArrays, NDArray[np.float32]]] = {}
@@ -94,11 +103,14 @@ def build_bundle(run: RunFolder, store: ModelStore, options: BuildOptions, *, pr
                 graph, run.schema, writer.path, name=part.key, form=part.form, weights=weights
             )
             progress(f"check parity of graph '{part.key}' for {len(part.domains)} domains")
-            report = _parity(run, part, graph, entry, writer.path)
+            reference = part.reference_graph(run.schema) if graph.is_specialised else graph
+            report = _parity(run, part, reference, entry, writer.path)
             errors |= report.domain_errors
             rows = run.sampler(seed=GOLDEN_SEED).golden(part.domains)
-            golden[part.key] = (_fed(rows, entry), torch_scores(graph, rows))
-            graphs[part.key] = entry.model_copy(update={"max_error": report.max_error})
+            golden[part.key] = (_fed(rows, entry), torch_scores(reference, rows))
+            experts = part.experts_held(specialised=graph.is_specialised)
+            told = entry.options | ({"experts": experts} if experts else {})
+            graphs[part.key] = entry.model_copy(update={"max_error": report.max_error, "options": told})
         progress("write golden rows and the feature snapshot")
         write_golden(writer.path / GOLDEN_FILE, golden)
         snapshot = _copy_snapshot(run, writer.path) if options.snapshot else {}

@@ -11,11 +11,14 @@ Invariant: every domain and the unknown one are served by exactly one part.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import JsonValue
 
 from export.clusters import SPLIT, read_clustering, require_described, require_towers, served_domains
 from export.errors import RunError
@@ -31,6 +34,7 @@ from training.engine import artefacts
 from training.engine.artefacts import load_model
 from training.engine.calibrate import Calibrator
 from training.models.base import CtrModel
+from training.models.specialise import specialise
 
 CONTEXT_ROWS = 4096
 WHOLE = "whole"
@@ -42,7 +46,8 @@ class Part:
 
     Attributes:
         key: Name of its graph in the bundle.
-        form: `whole` for a model of all domains, `cluster` for one of several.
+        form: `whole` for a model of all domains, `cluster` for one of several, `domain` for a specialised
+            form of one of these.
         model: Best weights, in evaluation mode.
         calibrator: Lines of every domain and the fallback.
         domains: Indices of the domains it serves; D stands for unknown domains.
@@ -55,11 +60,28 @@ class Part:
     domains: tuple[int, ...]
 
     def scoring_graph(self, schema: FeatureSchema) -> ScoringGraph:
-        """The model with its calibrators, ready to export."""
-        table = CalibratorTable(
+        """The model with its calibrators, ready to export; specialised unless it is whole."""
+        domains = None if self.form == "whole" else self.domains
+        return ScoringGraph(self.model, schema, self._calibrators(), domains=domains)
+
+    def reference_graph(self, schema: FeatureSchema) -> ScoringGraph:
+        """The same with nothing removed: what the specialised form is held to."""
+        return ScoringGraph(self.model, schema, self._calibrators())
+
+    def experts_held(self, *, specialised: bool) -> dict[str, JsonValue]:
+        """Experts in the graph and in the model, by level; nothing where the model has no masks."""
+        kept = self.model.ranker.experts_kept()
+        if kept is None:
+            return {}
+        every = Counter(name.partition(".")[0] for name in kept[-1])  # unknown domains use every expert
+        names = {name for d in self.domains for name in kept[d]} if specialised else set(kept[-1])
+        held = Counter(name.partition(".")[0] for name in names)
+        return {level: [held[level], count] for level, count in every.items()}
+
+    def _calibrators(self) -> CalibratorTable:
+        return CalibratorTable(
             scale=self.calibrator.scale.astype(np.float32), bias=self.calibrator.bias.astype(np.float32)
         )
-        return ScoringGraph(self.model, schema, table)
 
 
 @dataclass(frozen=True)
@@ -112,6 +134,40 @@ class RunFolder:
             config_text=(path / "config.yaml").read_text(),
             clustering=clustering,
         )
+
+    def with_domain_graphs(self, domains: Sequence[str]) -> RunFolder:
+        """The same run with a graph of its own for each of some domains.
+
+        Raises:
+            RunError: A domain that the data lack or one named twice, or a model that has nothing to drop
+                for one domain.
+        """
+        if twice := sorted({name for name in domains if list(domains).count(name) > 1}):
+            raise RunError(f"a graph for domain '{twice[0]}' is wanted twice")
+        own: list[Part] = []
+        for name in domains:
+            if name not in self.schema.domains:
+                known = ", ".join(self.schema.domains)
+                raise RunError(f"a graph for domain '{name}' is wanted; the data have {known}")
+            index = self.schema.domain_index(name)
+            part = self.part_of(index)
+            if specialise(part.model, (index,)) is None:
+                raise RunError(
+                    f"not specialised: a model of type {self.metrics.get('model')} has nothing to drop for "
+                    f"domain '{name}'; graph '{part.key}' serves it"
+                )
+            own.append(replace(part, key=f"domain-{index}", form="domain", domains=(index,)))
+        taken = {part.domains[0] for part in own}
+        left = [
+            replace(part, domains=tuple(d for d in part.domains if d not in taken)) for part in self.parts
+        ]
+        return replace(self, parts=(*(part for part in left if part.domains), *own))
+
+    def largest_domains(self, number: int) -> tuple[str, ...]:
+        """Names of the domains with most validation rows, the largest first; train rows decide ties."""
+        valid, train = (self.prepared.domain_rows.get(split, {}) for split in ("valid", "train"))
+        order = sorted(self.schema.domains, key=lambda name: (-valid.get(name, 0), -train.get(name, 0)))
+        return tuple(order[:number])
 
     def part_of(self, domain: int) -> Part:
         """The model that serves a domain index."""

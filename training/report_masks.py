@@ -1,13 +1,14 @@
 """The report of masks: who uses what, density over updates, which domains are alike, how small ones fare.
 
-Reads `masks/masks.npz` of a run folder, its metrics and, where there are clusters, their assignment; gives
-one section of the run's report. Invariant: nothing is measured anew; overlap is the shared part of the edges
-that two masks have (Jaccard).
+Reads `masks/masks.npz` and the model of a run folder, its metrics and, where there are clusters, their
+assignment; gives one section of the run's report. Invariant: nothing is measured anew; overlap is the shared
+part of the edges that two masks have (Jaccard).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,18 @@ from matplotlib.figure import Figure
 
 from training.clustering.arrays import FloatArray, IntArray
 from training.clustering.assignment import ASSIGNMENT_FILE, load_assignment
+from training.data.prepared import PreparedDataset
+from training.engine import artefacts
+from training.engine.artefacts import load_model
 from training.masks.archive import MaskRecord, load_masks
-from training.models.mask import BoolArray, PyramidMask
+from training.models.aread import Aread
+from training.models.aread_cost import AreadSizes, folded_ratio, saved_ratio, served_cost
+from training.models.mask import BoolArray, PyramidMask, PyramidShape, random_mask
 from training.report_page import image, number, plot, table
 
 SMALL_DOMAINS = 15
+NUM_DRAWS = 4
+"""Random masks per domain that an estimate is the mean of."""
 TICK_LIMIT = 60
 """Domains up to which a picture names each."""
 
@@ -47,6 +55,8 @@ def mask_section(run: Path, metrics: Mapping[str, Any]) -> str:
         image(_edge_map(record, order, labels), "edges by domain"),
         image(_overlap_map(record, order, labels), "overlap of masks"),
         _note(labels),
+        "<h3>Compute that masks could save</h3>",
+        _savings(run, record),
         "<h3>Small domains, test rows</h3>",
         _small_domains(record, metrics),
     ]
@@ -136,6 +146,44 @@ def _name_rows(axes: Any, record: MaskRecord, order: IntArray, labels: IntArray)
         axes.axhline(edge + 0.5, color="tab:orange", lw=0.8)
     if len(order) <= TICK_LIMIT:
         axes.set_yticks(range(len(order)), [record.domains[d] for d in order], fontsize=6)
+
+
+def _savings(run: Path, record: MaskRecord) -> str:
+    """What graphs of single domains would leave out, by the model's own sizes."""
+    model = load_model(artefacts.RunFolder(run).model, PreparedDataset.open(run / "prepared").schema)
+    ranker = model.ranker
+    if not isinstance(ranker, Aread):
+        raise TypeError(f"masks of a {type(ranker).__name__}; only Aread has masks")
+    sizes = AreadSizes.of(ranker)
+    shares = [saved_ratio(sizes, record.mask(d)) for d in range(len(record.domains))]
+    folded = folded_ratio(ranker, model.inputs.domain_dim)
+    rows = [["masks of this run", *_spread(shares)]]
+    if sizes.num_base_experts and not record.shape.base_width:
+        told = "random masks as dense, were base experts masked too (estimate)"
+        rows.append([told, *_spread(base_mask_shares(sizes, record))])
+    rows.append(["domain embedding as a constant, whatever the mask", number(folded), "", ""])
+    named = sorted(zip(record.domains, shares, strict=True), key=lambda pair: -pair[1])[:TICK_LIMIT]
+    return (
+        f"<p>Share of the {served_cost(sizes).total:,} multiply-adds of a row that a graph of one domain "
+        "does without; a graph of all domains saves none of it.</p>"
+        + table(["", "mean", "smallest", "largest"], rows)
+        + table(["domain", "saved by its mask"], [[name, number(share)] for name, share in named])
+    )
+
+
+def base_mask_shares(sizes: AreadSizes, record: MaskRecord) -> list[float]:
+    """What random masks save, as dense as each domain's own, where they choose among base experts too."""
+    shape = PyramidShape(sizes.shape.widths, sizes.num_base_experts)
+    wider = replace(sizes, shape=shape)
+    rng = np.random.default_rng(0)
+    return [
+        float(np.mean([saved_ratio(wider, random_mask(shape, mask.density, rng)) for _ in range(NUM_DRAWS)]))
+        for mask in map(record.mask, range(len(record.domains)))
+    ]
+
+
+def _spread(shares: Sequence[float]) -> tuple[str, str, str]:
+    return number(float(np.mean(shares))), number(min(shares)), number(max(shares))
 
 
 def _small_domains(record: MaskRecord, metrics: Mapping[str, Any]) -> str:

@@ -129,8 +129,8 @@ class LoadedBundle:
             _check_widths(key, predictor, encoders)
         source = open_source(bundle)
         golden_error = check_golden(predictors, read_golden(bundle.file(GOLDEN_FILE)), tolerance=tolerance)
-        for predictor in predictors.values():
-            _warm_up(predictor, encoders)
+        for key, predictor in predictors.items():
+            _warm_up(predictor, encoders, _served(bundle, key))
         routes, unknown = _routes(bundle, predictors, unknown_domain)
         load_s = time.perf_counter() - begun
         return cls(bundle, alias, predictors, routes, unknown, encoders, source, golden_error, load_s)
@@ -183,14 +183,21 @@ def _check_widths(key: str, predictor: Predictor, encoders: Encoders) -> None:
             )
 
 
-def _warm_up(predictor: Predictor, encoders: Encoders) -> None:
-    """Run default rows at a few sizes, so that the clock knows what to expect."""
+def _served(bundle: Bundle, graph: str) -> NDArray[np.int64]:
+    """A domain index that a graph serves: one made for some domains need not score others."""
+    domains = bundle.manifest.domains.values()
+    own = next((entry.index for entry in domains if entry.graph == graph), bundle.schema.num_domains)
+    return _index(own)
+
+
+def _warm_up(predictor: Predictor, encoders: Encoders, domain: NDArray[np.int64]) -> None:
+    """Run default rows of a domain at a few sizes, so that the clock knows what to expect."""
     for num_rows in WARM_UP_ROWS:
         rows = GraphRows(
             user=encoders[Entity.USER].defaults(1),
             context=encoders[Entity.CONTEXT].defaults(1),
             item=encoders[Entity.ITEM].defaults(num_rows),
-            domain=_index(0),
+            domain=domain,
             request_index=np.zeros(num_rows, dtype=np.int64),
         )
         predictor.score(rows)  # the first run of a size allocates

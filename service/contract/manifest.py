@@ -223,6 +223,18 @@ class Manifest(Frozen):
             _check_graphs(self)
         return self
 
+    @model_validator(mode="after")
+    def _domain_graphs_agree(self) -> Self:
+        served = [(name, entry.graph) for name, entry in self.domains.items()]
+        served.append(("(unlisted)", self.unknown_domain.graph))
+        owner: dict[str, str] = {}
+        for name, key in served:
+            graph = self.graphs.get(key)
+            # It has that domain's constants inside, so it would answer for others without a warning.
+            if graph is not None and graph.form == "domain" and owner.setdefault(key, name) != name:
+                raise ValueError(f"graph {key!r} is of one domain but serves {owner[key]!r} and {name!r}")
+        return self
+
     def canonical(self) -> bytes:
         """The bytes that are stored and hashed."""
         # Absent rather than null: the id of a bundle without clusters does not depend on the field.

@@ -116,9 +116,9 @@ def assignment(domains: tuple[str, ...]) -> ClusterAssignment:
     )
 
 
-def export(run: Path, store: Path) -> str:
+def export(run: Path, store: Path, *options: str) -> str:
     """`ctr-export build`; gives what it printed."""
-    words = ["build", str(run), "--store", str(store), "--unknown-domain", "zero_shot"]
+    words = ["build", str(run), "--store", str(store), "--unknown-domain", "zero_shot", *options]
     done = CliRunner().invoke(export_cli, words, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
@@ -171,10 +171,8 @@ def check(line: Line, data: Data, replies: list[dict[str, Any]]) -> None:
     assert seen == {*line.manifest.domains, STRANGER}
 
 
-@pytest.mark.parametrize("version", ["end_to_end", "two_stage"])
-def test_one_model_with_a_tower_per_cluster_scores_as_offline(lines, data, version: str):
-    """Raw ids in, the probabilities of `predictions/test.parquet` out, from one graph."""
-    line = lines(version)
+def replies_in_process(line: Line, data: Data) -> list[dict[str, Any]]:
+    """What the service says to each of `offline_rows`, without a network."""
 
     async def replies() -> list[dict[str, Any]]:
         app = create_app(Settings(store=line.store))
@@ -190,8 +188,43 @@ def test_one_model_with_a_tower_per_cluster_scores_as_offline(lines, data, versi
             app.serving.close()
         return [reply.raise_for_status().json() for reply in posted]
 
-    check(line, data, asyncio.run(replies()))
+    return asyncio.run(replies())
+
+
+@pytest.mark.parametrize("version", ["end_to_end", "two_stage"])
+def test_one_model_with_a_tower_per_cluster_scores_as_offline(lines, data, version: str):
+    """Raw ids in, the probabilities of `predictions/test.parquet` out, from one graph."""
+    line = lines(version)
+
+    check(line, data, replies_in_process(line, data))
     assert set(line.manifest.graphs) == {"whole"}
+
+
+def test_hot_domains_score_as_offline_from_graphs_of_their_own(lines, data, tmp_path: Path):
+    """The largest domain and a named one get graphs; the rest, and new domains, stay with the whole one."""
+    line = lines("two_stage")
+    rows = PreparedDataset.open(data.prepared).domain_rows["valid"]
+    largest = max(rows, key=lambda name: rows[name])
+    named = min(rows, key=lambda name: rows[name])
+    said = export(line.run, tmp_path, "--hot-domains", "1", "--domain-graphs", named)
+    hot = Line(line.run, tmp_path, said)
+    own = {name: f"domain-{hot.manifest.domains[name].index}" for name in (largest, named)}
+
+    assert {key: graph.form for key, graph in hot.manifest.graphs.items()} == {
+        "whole": "whole",
+        **dict.fromkeys(own.values(), "domain"),
+    }
+    for (request, expected), reply in zip(
+        offline_rows(line, data), replies_in_process(hot, data), strict=True
+    ):
+        assert reply["scores"] == pytest.approx([expected], abs=1e-5), request
+        assert reply["model"]["graph"] == own.get(request["domain"], "whole")
+    assert set(read_golden(hot.bundle.file(GOLDEN_FILE))) == {"whole", *own.values()}
+    for key in own.values():
+        graph, whole = hot.manifest.graphs[key], hot.manifest.graphs["whole"]
+        assert "graphs/whole.bin" in graph.external_files
+        assert all(graph.options[n] < whole.options[n] for n in ("num_nodes", "macs_per_row"))
+        assert f"| {key} | domain |" in (hot.bundle.path / CARD_FILE).read_text()
 
 
 def test_one_model_per_cluster_scores_as_offline_over_http(lines, data, tmp_path: Path):

@@ -62,7 +62,8 @@ class AreadOfDomain(Ranker):
             x = torch.relu(layer(x))
         logits = self.head(x) + self.cross(sides)
         if self.head.out_features == 1:
-            return logits.squeeze(1).float()
+            only: Tensor = logits.squeeze(1).float()
+            return only
         return mean_logit(logits.float(), self.get_buffer("log_heads"))
 
 

@@ -78,7 +78,7 @@ def mmoe_of_one_domain(ranker: Mmoe, domain: int, vector: Tensor) -> MmoeOfDomai
         gate = torch.softmax(own.gates.weight[domain : domain + 1], dim=-1)
     fold_domain(own.experts, vector)
     fold_domain(own.linear, vector)
-    own.linear.request.bias += own.domain_bias.weight[domain]
+    own.linear.request.bias.add_(own.domain_bias.weight[domain])
     layers = [layer for layer in (*own.towers, own.out) if isinstance(layer, StackedLinear)]
     return MmoeOfDomain(
         experts=own.experts,

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from training.models.layers import ExpertStack, StackedLinear, TwoSidedLinear
+
+Stack = TypeVar("Stack", bound=ExpertStack)
 
 
 def keep_maps(linear: StackedLinear, experts: Sequence[int]) -> StackedLinear:
@@ -41,7 +44,7 @@ def blocks(chosen: Sequence[int], size: int) -> list[int]:
     return [number * size + k for number in chosen for k in range(size)]
 
 
-def keep_experts(stack: ExpertStack, experts: Sequence[int]) -> ExpertStack:
+def keep_experts(stack: Stack, experts: Sequence[int]) -> Stack:
     """Some experts of a stack whose normalisation is folded."""
     own = copy.deepcopy(stack)
     own.num_experts = len(experts)

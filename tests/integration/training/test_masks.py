@@ -16,9 +16,10 @@ from training.masks.archive import load_masks, save_masks
 from training.masks.errors import MaskSearchError
 from training.masks.mask_run import MaskRun
 from training.masks.rows import TrainRows
+from training.models.aread_cost import AreadSizes, saved_ratio, served_cost
 from training.models.mask import PyramidMask, PyramidShape
 from training.report import write_report
-from training.report_masks import overlap
+from training.report_masks import base_mask_shares, overlap
 from training.track import read_log
 
 AREAD = (
@@ -109,6 +110,20 @@ def test_the_report_shows_masks(searched):
     for name, told in searched.metrics["masks"]["domains"].items():
         if told["density"] == 1.0 and name in searched.metrics["test"]["domains"]:
             assert f"<td>{name}</td>" in page
+
+
+def test_the_report_counts_what_masks_could_save(searched, prepared):
+    """The mean is that of the domains' masks by the model's sizes."""
+    page = write_report(searched.folder.root).read_text()
+    record = load_masks(searched.folder.root / "masks")
+    sizes = AreadSizes.of(load_model(searched.folder.model, prepared.schema).ranker)
+    shares = [saved_ratio(sizes, record.mask(d)) for d in range(len(record.domains))]
+
+    assert f"the {served_cost(sizes).total:,} multiply-adds of a row" in page
+    assert f"<td>masks of this run</td><td>{np.mean(shares):.4f}</td>" in page
+    assert "were base experts masked too (estimate)" in page
+    assert "domain embedding as a constant, whatever the mask" in page
+    assert all(0 <= share < 1 for share in base_mask_shares(sizes, record))
 
 
 def test_overlap_by_hand():

@@ -122,3 +122,14 @@ def test_a_graph_of_one_domain_may_stand_beside_that_of_its_cluster():
         grouped=clustering(), graphs=graphs | {"domain-home": own}, domains=entry("home", graph="domain-home")
     )
     assert made.domains["home"].graph == "domain-home"
+
+
+def test_a_graph_of_one_domain_serves_no_other():
+    """Neither a second listed domain nor unlisted ones."""
+    graphs = manifest().graphs
+    own: Graph = graphs["cluster-1"].model_copy(update={"form": "domain"})
+    with pytest.raises(ValidationError, match="graph 'cluster-1' is of one domain but serves 'home' and"):
+        manifest(graphs=graphs | {"cluster-1": own}, domains=entry("home", graph="cluster-1"))
+    whole = graphs["whole"].model_copy(update={"form": "domain"})
+    with pytest.raises(ValidationError, match=r"serves 'home' and '\(unlisted\)'"):
+        manifest(graphs=graphs | {"whole": whole}, domains=entry("sport", graph="cluster-1"))
