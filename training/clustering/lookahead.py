@@ -35,7 +35,7 @@ from training.clustering.lookahead_step import SGD, DomainGradient, Precondition
 from training.models.base import CtrModel
 
 MAX_SHARE = 0.1
-"""Share of training that lookaheads may cost (issue 3)."""
+"""Share of the training time that lookaheads may take."""
 
 
 @dataclass(frozen=True, eq=False)
