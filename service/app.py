@@ -15,7 +15,7 @@ from service.api.health import health_router
 from service.api.info import info_router
 from service.api.middleware import REQUEST_ID, App, Message, ProblemMiddleware
 from service.api.openapi import merge_feedback, merge_score
-from service.api.respond import PROBLEM
+from service.api.respond import PROBLEM, problem_headers
 from service.api.score import PATH, ScoreEndpoint
 from service.api.translate import Limits
 from service.bundles.registry import LoadedBundle
@@ -199,7 +199,8 @@ async def _problem(request: Request, error: Exception) -> Response:
     if not isinstance(error, ServiceError):
         raise error
     content = msgspec.json.encode(error.problem(request.scope[REQUEST_ID]))
-    return Response(content, error.status, media_type=PROBLEM.decode())
+    headers = {name.decode(): value.decode() for name, value in problem_headers(error)}
+    return Response(content, error.status, headers, media_type=PROBLEM.decode())
 
 
 def openapi_document(loaded: LoadedBundle | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
     ServiceError                     what a caller may be told (RFC 9457 problem document)
     +-- MalformedBody          400   the body is not JSON
+    +-- Unauthorized           401   no bearer token, or one that is not taken
     +-- UnknownDomain          404   the bundle does not list the domain and the policy is `reject`
     +-- UnknownModel           404   no model of that name
     +-- NotFound               404   no such path
@@ -23,6 +24,7 @@
     +-- GraphError                   a graph cannot be opened or does not fit the manifest
     +-- GoldenError                  golden rows do not score as recorded
     +-- RoutingError                 a routing file is wrong, or its bundles cannot serve its domains
+    +-- TokensError                  a file of bearer tokens cannot be used
 
     GraphRunError                    a graph failed on a request's rows; answered as InternalError
 
@@ -40,6 +42,7 @@ class ServiceError(Exception):
     """What a caller may be told.
 
     Attributes:
+        headers: That go with every reply of this error.
         detail: One sentence for this occurrence.
         field: JSON path of the offending value, e.g. `$.items[3].features.price`.
         limit: What was allowed.
@@ -50,6 +53,7 @@ class ServiceError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
     title: ClassVar[str] = "Internal error"
+    headers: ClassVar[tuple[tuple[bytes, bytes], ...]] = ()
 
     def __init__(
         self,
@@ -88,6 +92,15 @@ class MalformedBody(ServiceError):
     status = 400
     code = "malformed_json"
     title = "Body is not valid JSON"
+
+
+class Unauthorized(ServiceError):
+    """The request names no bearer token, or one that is not taken; sent with `WWW-Authenticate`."""
+
+    status = 401
+    code = "unauthorized"
+    title = "A bearer token is needed"
+    headers = ((b"www-authenticate", b"Bearer"),)
 
 
 class UnknownDomain(ServiceError):
@@ -205,6 +218,7 @@ class DeadlineExceeded(ServiceError):
 
 ANSWERED: tuple[type[ServiceError], ...] = (
     MalformedBody,
+    Unauthorized,
     UnknownDomain,
     UnknownModel,
     NotFound,
@@ -242,6 +256,10 @@ class GoldenError(StartupError):
 
 class RoutingError(StartupError):
     """A routing file contradicts itself, or names bundles that cannot serve its domains."""
+
+
+class TokensError(StartupError):
+    """A file of bearer tokens cannot be read, or holds something else; the text never holds a token."""
 
 
 class GraphRunError(Exception):

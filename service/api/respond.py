@@ -45,6 +45,13 @@ async def send_reply(
     await send({"type": "http.response.body", "body": body})
 
 
+def problem_headers(error: ServiceError) -> list[tuple[bytes, bytes]]:
+    """Headers that an error asks for."""
+    if error.retry_after_s is None:
+        return [*error.headers]
+    return [*error.headers, (b"retry-after", b"%d" % error.retry_after_s)]
+
+
 async def send_problem(
     send: Send,
     error: ServiceError,
@@ -59,14 +66,13 @@ async def send_problem(
         (b"content-type", PROBLEM),
         (b"content-length", b"%d" % len(body)),
         *id_header(request_id),
+        *problem_headers(error),
         *extra,
     ]
-    if error.retry_after_s is not None:
-        headers.append((b"retry-after", b"%d" % error.retry_after_s))
     if close:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
-__all__ = ["INTERNAL_DETAIL", "PROBLEM", "request_id_of", "send_problem", "send_reply"]
+__all__ = ["INTERNAL_DETAIL", "PROBLEM", "problem_headers", "request_id_of", "send_problem", "send_reply"]
