@@ -1,0 +1,173 @@
+"""Every metric of the service, declared once: name, kind, labels, help.
+
+Read by the registry, which makes what is declared here, and by tests that hold documents, dashboards and
+alerts to it. Invariants: names start with `ctr_` and end in their unit or `_total`; no label value comes
+from a request except domains that a bundle lists, and of those at most `max_domain_labels`; arms are those
+of the routing file, as `experiment/arm`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+OTHER = "other"
+NO_ARM = "none"
+NO_VERSION = "none"
+
+SECONDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+CANDIDATES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
+DIFFERENCES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+STATUSES = ("fresh", "stale", "missing", "invalid", "failed")
+STORE_FAILURES = ("timeout", "connect", "connection", "reply", "backlog", "breaker_open", "closed")
+EXPOSURE_OUTCOMES = ("written", "queue_full", "write_failed")
+STAGES = ("decode", "features", "infer", "reply", "total")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the table; names end in their unit or `_total`."""
+
+    kind: Literal["counter", "histogram", "gauge"]
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+    across_workers: Literal["livesum", "livemax"] = "livesum"
+
+
+TABLE: tuple[Metric, ...] = (
+    Metric(
+        "counter",
+        "ctr_score_requests_total",
+        "Requests to /score by outcome: ok, rejected (4xx), failed (5xx) or disconnected.",
+        ("version", "arm", "outcome"),
+    ),
+    Metric(
+        "counter", "ctr_rejected_requests_total", "Problem documents sent by /score, by code.", ("reason",)
+    ),
+    Metric(
+        "histogram",
+        "ctr_score_duration_seconds",
+        "Time of scored requests by stage; `total` runs from the first byte read to the reply written.",
+        ("stage", "version", "arm"),
+        SECONDS,
+    ),
+    Metric("histogram", "ctr_candidates_per_request", "Candidates of scored requests.", (), CANDIDATES),
+    Metric("gauge", "ctr_inflight_requests", "Requests to /score being worked on."),
+    Metric(
+        "counter",
+        "ctr_feature_reads_total",
+        "Entities looked up in the feature source, by group (user, item) and how they were found.",
+        ("group", "status"),
+    ),
+    Metric(
+        "counter",
+        "ctr_degraded_replies_total",
+        "Replies in which a default stands for a part that failed, by part.",
+        ("cause",),
+    ),
+    Metric(
+        "counter",
+        "ctr_near_cache_requests_total",
+        "Ids asked of the near cache: hit, miss (read from the store), or joined (being read already).",
+        ("group", "result"),
+    ),
+    Metric("counter", "ctr_near_cache_evictions_total", "Near cache entries dropped for room.", ("group",)),
+    Metric("gauge", "ctr_near_cache_bytes", "Bytes charged to near cache entries.", ("group",)),
+    Metric(
+        "histogram",
+        "ctr_feature_store_duration_seconds",
+        "Time of calls to the feature store that succeeded in time.",
+        (),
+        SECONDS,
+    ),
+    Metric(
+        "counter",
+        "ctr_feature_store_failures_total",
+        "Calls to the feature store that failed or were not made, by cause.",
+        ("cause",),
+    ),
+    Metric("gauge", "ctr_feature_store_open_breakers", "Feature store servers that are not asked for now."),
+    Metric("counter", "ctr_domain_candidates_total", "Candidates scored per domain.", ("domain",)),
+    Metric(
+        "counter",
+        "ctr_domain_scores_total",
+        "Sum of scores per domain; over its candidates it is the mean score to hold against the manifest's.",
+        ("domain",),
+    ),
+    Metric(
+        "counter",
+        "ctr_exposures_total",
+        "Exposure records by outcome: written, queue_full or write_failed (both dropped).",
+        ("outcome",),
+    ),
+    Metric(
+        "counter",
+        "ctr_feedback_requests_total",
+        "Requests to /feedback by outcome: ok (on disk), rejected (4xx) or failed (5xx).",
+        ("outcome",),
+    ),
+    Metric(
+        "counter",
+        "ctr_feedback_items_total",
+        "Items of acknowledged feedback, by click.",
+        ("click",),
+    ),
+    Metric(
+        "gauge",
+        "ctr_bundle_info",
+        "1 for every bundle that serves, as default or for an arm.",
+        ("model", "version", "alias"),
+        across_workers="livemax",
+    ),
+    Metric(
+        "gauge",
+        "ctr_routing_info",
+        "1 for the routing file that serves, by the digest of its text.",
+        ("digest",),
+        across_workers="livemax",
+    ),
+    Metric(
+        "counter",
+        "ctr_routing_reloads_total",
+        "Changed routing files and moved aliases of arms, by result: loaded or refused.",
+        ("result",),
+    ),
+    Metric(
+        "gauge",
+        "ctr_routing_stale_workers",
+        "Workers that serve by their last good routing, since what is there now is refused.",
+    ),
+    Metric(
+        "counter",
+        "ctr_shadow_requests_total",
+        "Answered requests that a shadow was to score, by the arm that answered and result: scored, dropped "
+        "(no room, or busy), late or failed.",
+        ("arm", "result"),
+    ),
+    Metric(
+        "histogram",
+        "ctr_shadow_abs_difference",
+        "Mean absolute difference between served and shadow scores of one request.",
+        ("arm",),
+        DIFFERENCES,
+    ),
+    Metric("gauge", "ctr_ready_workers", "Workers that answer /health/ready with 200."),
+)
+
+
+__all__ = [
+    "CANDIDATES",
+    "DIFFERENCES",
+    "EXPOSURE_OUTCOMES",
+    "NO_ARM",
+    "NO_VERSION",
+    "OTHER",
+    "SECONDS",
+    "STAGES",
+    "STATUSES",
+    "STORE_FAILURES",
+    "TABLE",
+    "Metric",
+]
