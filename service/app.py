@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI, Request, Response
 
+from service.api.auth import Tokens
 from service.api.feedback import FEEDBACK_PATH, FeedbackEndpoint
 from service.api.health import health_router
 from service.api.info import info_router
@@ -77,6 +78,7 @@ def create_app(settings: Settings) -> Application:
     routing = make_routing(settings, features, runner, metrics)
     serving = Serving(load, runner, metrics, max_items=settings.max_items, routing=routing)
     events = EventLogs(settings, metrics.events)
+    tokens = None if settings.tokens_file is None else Tokens.read(settings.tokens_file)
     limits = Limits(settings.max_items, settings.max_string_length, settings.max_history)
     score = ScoreEndpoint(
         serving,
@@ -86,6 +88,7 @@ def create_app(settings: Settings) -> Application:
         max_body_bytes=settings.max_body_bytes,
         access_log_ratio=settings.access_log_ratio,
         exposures=events.exposures,
+        tokens=tokens,
     )
     feedback = FeedbackEndpoint(
         serving,
@@ -94,6 +97,7 @@ def create_app(settings: Settings) -> Application:
         admission=Admission(settings.max_inflight),
         deadline_ms=settings.deadline_ms,
         max_body_bytes=settings.max_body_bytes,
+        tokens=tokens,
     )
     control = ProblemMiddleware(_control_app(serving, features, events), serving)
     return Application(score, feedback, control, serving)

@@ -145,10 +145,13 @@ def _load(settings: Settings) -> LoadedBundle:
 
 
 def _check_folders(settings: Settings) -> None:
-    """Try the folders of exposures and feedback before anything is served."""
+    """Try the folders of exposures and feedback, and read the tokens, before anything is served."""
+    from service.api.auth import Tokens
     from service.events import check_folders
 
     check_folders(settings)
+    if settings.tokens_file is not None:
+        Tokens.read(settings.tokens_file)
 
 
 def _sources(settings: Settings) -> FeatureSources:

@@ -3,6 +3,7 @@
     ServiceError                     what a caller may be told (RFC 9457 problem document)
     +-- MalformedBody          400   the body is not JSON
     +-- Unauthorized           401   no bearer token, or one that is not taken
+    +-- Forbidden              403   off as this service is set up
     +-- UnknownDomain          404   the bundle does not list the domain and the policy is `reject`
     +-- UnknownModel           404   no model of that name
     +-- NotFound               404   no such path
@@ -101,6 +102,14 @@ class Unauthorized(ServiceError):
     code = "unauthorized"
     title = "A bearer token is needed"
     headers = ((b"www-authenticate", b"Bearer"),)
+
+
+class Forbidden(ServiceError):
+    """What is asked for is off as this service is set up."""
+
+    status = 403
+    code = "forbidden"
+    title = "Not allowed here"
 
 
 class UnknownDomain(ServiceError):
@@ -219,6 +228,7 @@ class DeadlineExceeded(ServiceError):
 ANSWERED: tuple[type[ServiceError], ...] = (
     MalformedBody,
     Unauthorized,
+    Forbidden,
     UnknownDomain,
     UnknownModel,
     NotFound,

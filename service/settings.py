@@ -57,6 +57,9 @@ class Settings(BaseSettings):
     routing_poll_s: float = Field(
         default=2.0, gt=0, description="Time between looks at the routing file and the aliases of its arms."
     )
+    tokens_file: Path | None = Field(
+        default=None, description="Bearer tokens for scoring and feedback, one a line; unset: open to all."
+    )
     golden_tolerance: float = Field(
         default=1e-5, gt=0, description="Largest difference from a golden score before a bundle is refused."
     )

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from service.api.auth import Tokens, check_token
 from service.api.body import Disconnected, Receive, check_headers, read_body
 from service.api.respond import INTERNAL_DETAIL, Send, request_id_of, send_problem, send_reply
 from service.api.schemas import Id
@@ -83,6 +84,7 @@ class FeedbackEndpoint:
         admission: Slots in flight.
         deadline_ms: Time of one request, the wait for the disk included.
         max_body_bytes: Largest body.
+        tokens: One of which every request needs; None where it is open.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class FeedbackEndpoint:
         admission: Admission,
         deadline_ms: int,
         max_body_bytes: int,
+        tokens: Tokens | None = None,
     ) -> None:
         self._serving = serving
         self._events = events
@@ -101,6 +104,7 @@ class FeedbackEndpoint:
         self._admission = admission
         self._deadline_ms = deadline_ms
         self._max_body_bytes = max_body_bytes
+        self._tokens = tokens
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -108,6 +112,8 @@ class FeedbackEndpoint:
         request_id = request_id_of(scope["headers"])
         try:
             kept_by = self._log(scope["method"])
+            if self._tokens is not None:
+                check_token(self._tokens, scope["headers"])
             with self._admission:
                 await self._answer(kept_by, scope, receive, send, deadline)
         except Disconnected:

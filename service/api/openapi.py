@@ -125,7 +125,7 @@ def examples(loaded: LoadedBundle | None) -> dict[str, Any]:
     rows = {"domain": domain, "user": user, "items": [{"id": item} for item in items]}
     shown: dict[str, Any] = {
         "ids as rows": {"value": rows},
-        "ids by column, explained": {"value": {**rows, "items": {"id": items}, "explain": True}},
+        "ids by column": {"value": {**rows, "items": {"id": items}}},
     }
     if feature is not None:
         changed = [{"id": item, "features": {feature.name: _number(feature)}} for item in items]

@@ -59,7 +59,9 @@ class ScoreRequest(Struct, forbid_unknown_fields=True, frozen=True):
     session_id: Annotated[
         str | None, Meta(description="Unit of experiments on sessions; without one the user is.")
     ] = None
-    explain: Annotated[bool, Meta(description="Add where each entity's features came from.")] = False
+    explain: Annotated[
+        bool, Meta(description="Add how features were found and the arm was chosen; needs tokens to be on.")
+    ] = False
 
 
 class BlendInfo(Struct, frozen=True):
@@ -80,13 +82,43 @@ class ModelInfo(Struct, frozen=True):
     blend: BlendInfo | UnsetType = UNSET
 
 
-class Explain(Struct, frozen=True):
-    """Where features came from: `known` (stored), `unknown` (defaults) or `anonymous`."""
+class StoredInfo(Struct, frozen=True):
+    """How an entity's stored features were found."""
 
-    user: str
-    items: list[str]
+    status: Annotated[
+        str,
+        Meta(description="`fresh`, `stale`, `missing`, `invalid`, `failed`, or `anonymous` without an id."),
+    ]
+    age_s: Annotated[
+        float | None, Meta(description="Since they were true; null where nothing, or no time, is stored.")
+    ] = None
+
+
+class AssignmentInfo(Struct, frozen=True):
+    """How the unit came to its arm."""
+
+    experiment: str
+    arm: str
+    unit: Annotated[str, Meta(description="Id that was hashed; empty without one.")]
+    position: Annotated[float, Meta(description="Of the unit, in [0, 1); -1 without one.")]
+    reason: Annotated[str, Meta(description="`hash`, `holdout`, `override` or `kill_switch`.")]
+
+
+class Explain(Struct, frozen=True):
+    """Why the scores are what they are; leaves out what was blended in."""
+
+    user: StoredInfo
+    items: Annotated[list[StoredInfo], Meta(description="In the order of the items.")]
     domain: Annotated[str, Meta(description="`known`, or `unknown` when the fallback row scored it.")]
     domain_row: Annotated[int, Meta(description="Row of the graph's domain tables that was used.")]
+    graph: str
+    cluster: int | None
+    experts_kept: Annotated[
+        list[str] | None, Meta(description="That the domain's mask keeps; null for models without masks.")
+    ]
+    assignment: Annotated[
+        AssignmentInfo | None, Meta(description="Null where no experiment has a part in the request.")
+    ] = None
 
 
 class ScoreReply(Struct, frozen=True):
@@ -120,6 +152,7 @@ decode_request = msgspec.json.Decoder(ScoreRequest).decode
 encode_reply = msgspec.json.Encoder().encode
 
 __all__ = [
+    "AssignmentInfo",
     "BlendInfo",
     "Explain",
     "Item",
@@ -128,6 +161,7 @@ __all__ = [
     "Problem",
     "ScoreReply",
     "ScoreRequest",
+    "StoredInfo",
     "User",
     "decode_request",
     "encode_reply",

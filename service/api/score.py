@@ -13,13 +13,15 @@ from typing import Any
 
 from msgspec import UNSET
 
+from service.api.auth import Tokens, check_token
 from service.api.body import Disconnected, Headers, Receive, check_headers, read_body
+from service.api.explain import explain
 from service.api.expose import exposure_of
 from service.api.respond import INTERNAL_DETAIL, Send, request_id_of, send_problem, send_reply
-from service.api.schemas import BlendInfo, Explain, ModelInfo, ScoreReply, ScoreRequest, encode_reply
+from service.api.schemas import BlendInfo, ModelInfo, ScoreReply, ScoreRequest, encode_reply
 from service.api.translate import Limits, decode, to_query
 from service.contract.schema import Entity
-from service.errors import BodyTooLarge, InternalError, MethodNotAllowed, ServiceError
+from service.errors import BodyTooLarge, Forbidden, InternalError, MethodNotAllowed, ServiceError
 from service.routing.live import LiveRouting
 from service.routing.table import Choice
 from service.routing.target import Blend, Target
@@ -32,6 +34,7 @@ from service.telemetry.log import get_logger
 from service.telemetry.metrics import NO_ARM, NO_VERSION, STATUSES, BundleMetrics
 
 PATH = "/score"
+NO_EXPLAIN = "explain is off: it shows what is stored of whom, so this service needs CTR_TOKENS_FILE for it"
 NOTHING_READ = (0,) * len(STATUSES)
 
 log = get_logger(__name__)
@@ -48,6 +51,7 @@ class ScoreEndpoint:
         max_body_bytes: Largest body.
         access_log_ratio: Share of requests that are logged.
         exposures: Takes a record of every scored request; None when they are off.
+        tokens: One of which every request needs; None where it is open.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class ScoreEndpoint:
         max_body_bytes: int,
         access_log_ratio: float,
         exposures: ExposureLog | None = None,
+        tokens: Tokens | None = None,
     ) -> None:
         self._serving = serving
         self._limits = limits
@@ -68,6 +73,7 @@ class ScoreEndpoint:
         self._max_body_bytes = max_body_bytes
         self._access_log_ratio = access_log_ratio
         self._exposures = exposures
+        self._tokens = tokens
         serving.metrics.inflight.set(0)
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
@@ -76,6 +82,8 @@ class ScoreEndpoint:
         request_id = request_id_of(scope["headers"])
         try:
             _check_method(scope["method"])
+            if self._tokens is not None:
+                check_token(self._tokens, scope["headers"])
             with self._admission:
                 self._serving.metrics.inflight.inc()
                 try:
@@ -124,6 +132,8 @@ class ScoreEndpoint:
             request_id = request.request_id
         choice: Choice | None = None
         try:
+            if request.explain:
+                self._check_explain()
             if self._serving.routing is not None:
                 choice = self._choose(self._serving.routing, request, request_id, scope["headers"])
                 scorer, metrics = choice.target.scorer, choice.target.metrics
@@ -150,6 +160,11 @@ class ScoreEndpoint:
         if self._access_log_ratio and random.random() < self._access_log_ratio:  # noqa: S311 - sampling
             self._log_access(request_id, query, scored, done - deadline.started_s, choice)
 
+    def _check_explain(self) -> None:
+        """Every request has named a token by now, where tokens are on."""
+        if self._tokens is None:
+            raise Forbidden(NO_EXPLAIN, field="$.explain")
+
     def _reply(
         self,
         scorer: Scorer,
@@ -168,7 +183,7 @@ class ScoreEndpoint:
             experiment=None if assignment is None else assignment.experiment,
             arm=None if assignment is None else assignment.arm,
             degraded=list(scored.degraded),
-            explain=_explain(query, scored) if request.explain else UNSET,
+            explain=explain(scorer, query, scored, assignment) if request.explain else UNSET,
         )
 
     def _observe(self, metrics: BundleMetrics, query: Query, scored: Scored) -> None:
@@ -237,22 +252,9 @@ def _model_info(scorer: Scorer, scored: Scored, blend: Blend | None) -> ModelInf
     return ModelInfo(loaded.bundle_id, loaded.alias, route.cluster, route.graph, blended)
 
 
-def _explain(query: Query, scored: Scored) -> Explain:
-    return Explain(
-        user="anonymous" if query.user_id is None else _status(known=scored.user_known),
-        items=[_status(known=known) for known in scored.items_known.tolist()],
-        domain=_status(known=scored.route.listed),
-        domain_row=int(scored.route.index[0]),
-    )
-
-
 def _check_method(method: str) -> None:
     if method != "POST":
         raise MethodNotAllowed(f"{PATH} takes POST, not {method}")
-
-
-def _status(*, known: bool) -> str:
-    return "known" if known else "unknown"
 
 
 __all__ = ["PATH", "ScoreEndpoint"]

@@ -206,9 +206,9 @@ class EntityGroup:
                         self._layout.default_floats,
                     )
         if not status.any():  # all fresh
-            return StoredRows(block, np.ones(len(status), dtype=np.bool_))
+            return StoredRows(block, np.ones(len(status), dtype=np.bool_), None, rows.event_ms)
         last_used = STALE if self._use_stale else FRESH
-        return StoredRows(block, status <= last_used, status)
+        return StoredRows(block, status <= last_used, status, rows.event_ms)
 
     def count(self, *, missed: int, joined: int) -> None:
         """Count ids that the near cache lacked."""

@@ -30,11 +30,14 @@ class StoredRows:
         block: n encoded rows, the schema's default row where nothing stored is used. The caller owns it.
         known: (n,) bool: whether the stored row is used.
         status: (n,) uint8 of places in `STATUSES`; None where known says it all: fresh or missing.
+        event_ms: (n,) int64, when rows were true, ms since 1970 UTC, 0 where nothing is stored; None where
+            rows have no time of their own.
     """
 
     block: EncodedBlock
     known: NDArray[np.bool_]
     status: NDArray[np.uint8] | None = None
+    event_ms: NDArray[np.int64] | None = None
 
     def counts(self) -> tuple[int, ...]:
         """Rows by status, in the order of `STATUSES`."""

@@ -10,20 +10,23 @@ from hypothesis import strategies as st
 
 from tests.support.bundles import DOMAINS, NUM_ITEMS
 from tests.support.process import running
+from tests.support.tokens import BEARER, TOKEN, write_tokens
 
 JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture(scope="module")
 def service(small, tmp_path_factory):
-    with running(small.store, tmp_path_factory.mktemp("logs"), "--drain-pause-s", "0") as started:
+    folder = tmp_path_factory.mktemp("service")
+    tokens = str(write_tokens(folder))
+    with running(small.store, folder, "--drain-pause-s", "0", CTR_TOKENS_FILE=tokens) as started:
         started.wait_until("/health/ready", 200)
         yield started
 
 
 @pytest.fixture
 def client(service):
-    with httpx.Client(base_url=service.url, timeout=30) as opened:
+    with httpx.Client(base_url=service.url, timeout=30, headers=[BEARER]) as opened:
         yield opened
 
 
@@ -73,12 +76,36 @@ def test_unknown_ids_score_through_the_unknown_row_and_explain_says_so(client, s
 
     np.testing.assert_allclose(reply["scores"], small.expected_stored("home", None, [5, None]), atol=1e-6)
     assert reply["explain"] == {
-        "user": "unknown",
-        "items": ["known", "unknown"],
+        "user": {"status": "missing", "age_s": None},
+        "items": [{"status": "fresh", "age_s": None}, {"status": "missing", "age_s": None}],
         "domain": "known",
         "domain_row": 0,
+        "graph": "whole",
+        "cluster": 0,
+        "experts_kept": ["e0", "e2"],
+        "assignment": None,
     }
     assert reply["degraded"] == []
+
+
+@pytest.mark.parametrize("path", ["/score", "/feedback", "/v2/models/small/infer"])
+@pytest.mark.parametrize("sent", [None, f"Bearer {TOKEN}x", TOKEN, f"Basic {TOKEN}"])
+def test_without_a_token_scoring_is_refused_unread(service, path, sent):
+    headers = {**JSON, "x-request-id": "mine-4"} | ({} if sent is None else {"authorization": sent})
+    response = httpx.post(service.url + path, content=b"{", headers=headers)
+    problem = response.json()
+    assert (response.status_code, problem["code"]) == (401, "unauthorized")
+    assert response.headers["www-authenticate"] == "Bearer"
+    assert problem["detail"].startswith("this needs a header `Authorization: Bearer TOKEN`")
+    assert problem["request_id"] == response.headers["x-request-id"] == "mine-4"
+    assert TOKEN not in response.text
+
+
+@pytest.mark.parametrize(
+    "path", ["/health/live", "/health/ready", "/metrics", "/docs", "/openapi.json", "/v2"]
+)
+def test_probes_documents_and_metrics_stay_open(service, path):
+    assert httpx.get(service.url + path).status_code == 200
 
 
 BAD = {

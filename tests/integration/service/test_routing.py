@@ -184,7 +184,7 @@ def test_domains_are_routed_by_their_rows(tmp_path, write):
 
     async def use(app):
         domains = (*rows, "brand-new")
-        return {name: await reply_of(app, body("u3", name, explain=True)) for name in domains}
+        return {name: await reply_of(app, body("u3", name)) for name in domains}
 
     replies = with_app(models, use, routing_file=write(maturity=maturity))
     zero = {name: hier.expected_stored(name, 3, [1, 2]) for name in replies}

@@ -9,6 +9,7 @@ from structlog.testing import capture_logs
 from service.app import create_app
 from service.settings import Settings
 from tests.support.bundles import build_bundle
+from tests.support.tokens import BEARER, write_tokens
 
 BODY = {"domain": "home", "items": [{"id": "i1"}]}
 
@@ -126,11 +127,15 @@ def test_zero_shot_scores_unlisted_domains_by_the_fallback_row(tmp_path, how):
     built = build_bundle(tmp_path, policy="zero_shot" if how == "bundle" else "reject")
     policy = "manifest" if how == "bundle" else "zero_shot"
     body = {"domain": "new", "items": [{"id": "i1"}], "explain": True}
-    status, _, reply = run(tmp_path, lambda app: post(app, body), unknown_domain=policy)
+    tokens = write_tokens(tmp_path)
+    status, _, reply = run(
+        tmp_path, lambda app: post(app, body, headers=[BEARER]), unknown_domain=policy, tokens_file=tokens
+    )
     assert status == 200
     assert reply["scores"] == pytest.approx(built.expected_stored("new", None, [1]).tolist(), abs=1e-6)
     assert (reply["explain"]["domain"], reply["explain"]["domain_row"]) == ("unknown", 3)
-    assert reply["explain"]["user"] == "anonymous"
+    assert reply["explain"]["user"] == {"status": "anonymous", "age_s": None}
+    assert reply["explain"]["experts_kept"] is None
 
 
 def test_rows_may_name_different_features(small):
