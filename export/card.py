@@ -3,17 +3,8 @@
 from __future__ import annotations
 
 from service.contract.manifest import Clustering, DomainEntry, Graph, Manifest
+from training.metrics import HEADLINE
 
-HEADLINE = (
-    "total_auc",
-    "domain_auc",
-    "major5_auc",
-    "minor10_auc",
-    "gauc",
-    "logloss",
-    "ece",
-    "calibration_ratio",
-)
 GRAPH_HEADS = (
     *("graph", "form", "precision", "inputs", "nodes", "MACs per candidate", "MACs per request", "experts"),
     "largest error against torch",

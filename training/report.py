@@ -17,23 +17,11 @@ from matplotlib.figure import Figure
 from training.engine.artefacts import RunFolder, load_json
 from training.engine.files import write_text
 from training.engine.platt import sigmoid
-from training.metrics import reliability_curve
+from training.metrics import HEADLINE, reliability_curve
 from training.report_clusters import CLUSTER_REPORT, write_cluster_report
 from training.report_masks import mask_section
 from training.report_page import image, number, page, plot, table
 from training.track import read_log
-
-HEADLINE = (
-    "total_auc",
-    "domain_auc",
-    "major5_auc",
-    "minor10_auc",
-    "gauc",
-    "logloss",
-    "ece",
-    "calibration_ratio",
-)
-"""Metrics of the summary table, in order."""
 
 
 def write_report(run: Path) -> Path:

@@ -12,7 +12,7 @@ from training.metrics.calibration import (
     reliability_curve,
 )
 from training.metrics.errors import MetricError
-from training.metrics.evaluation import DomainMetrics, DomainMetricsJson, Evaluation, EvaluationJson
+from training.metrics.evaluation import HEADLINE, DomainMetrics, DomainMetricsJson, Evaluation, EvaluationJson
 from training.metrics.interval import AucInterval, auc_interval
 from training.metrics.loss import logloss, logloss_from_logits
 from training.metrics.per_domain import evaluate
@@ -20,6 +20,7 @@ from training.metrics.ranking import hit_rate_at_k, mrr, ndcg_at_k, ranks_of_pos
 from training.metrics.streaming import StreamedMetrics, batch_sums, equal_mass_edges, values_of_sums
 
 __all__ = [
+    "HEADLINE",
     "AucInterval",
     "DomainMetrics",
     "DomainMetricsJson",

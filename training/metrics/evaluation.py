@@ -9,6 +9,18 @@ from typing import TypedDict
 
 import numpy as np
 
+HEADLINE = (
+    "total_auc",
+    "domain_auc",
+    "major5_auc",
+    "minor10_auc",
+    "gauc",
+    "logloss",
+    "ece",
+    "calibration_ratio",
+)
+"""Figures of a whole evaluation that reports, cards and studies show, in their order."""
+
 
 class DomainMetricsJson(TypedDict):
     """One domain in the JSON form; None stands for an undefined value."""

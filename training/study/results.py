@@ -14,25 +14,14 @@ from typing import Any
 from training.config import ConfigError, load_config
 from training.data.prepared import PreparedDataset
 from training.engine.artefacts import RunFolder, load_json
+from training.metrics import HEADLINE
 from training.metrics.per_domain import NUM_MINOR
 from training.study.errors import StudyRunError
 from training.study.plan import Plan, PlannedRun
 
-METRICS = (
-    "total_auc",
-    "domain_auc",
-    "major5_auc",
-    "minor10_auc",
-    "gauc",
-    "logloss",
-    "ece",
-    "calibration_ratio",
-)
-"""Figures of a run that a study gathers, in the order of its tables."""
-
 LOWER_IS_BETTER = frozenset({"logloss", "ece"})
 
-COMPARED = tuple(name for name in METRICS if name != "calibration_ratio")
+COMPARED = tuple(name for name in HEADLINE if name != "calibration_ratio")
 """Figures with a better direction; a ratio is best at 1, so its differences say nothing by their sign."""
 
 

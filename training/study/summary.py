@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from training.study.results import LOWER_IS_BETTER, METRICS
+from training.metrics import HEADLINE
+from training.study.results import LOWER_IS_BETTER
 
 Tables = Mapping[str, Any]
 Rows = list[list[str]]
@@ -37,7 +38,7 @@ NOTES = (
 )
 
 
-def variant_rows(tables: Tables, metrics: Sequence[str] = METRICS) -> tuple[list[str], Rows]:
+def variant_rows(tables: Tables, metrics: Sequence[str] = HEADLINE) -> tuple[list[str], Rows]:
     """Heads and rows of the table of variants, test figures."""
     heads = ["variant", "seeds", *(SHORT[name] for name in metrics), "seconds"]
     rows = [

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from training.metrics import HEADLINE
 from training.study.compare import paired, spread
 from training.study.errors import StudyRunError
 from training.study.plan import Plan
-from training.study.results import COMPARED, LOWER_IS_BETTER, METRICS, FinishedRun, domain_sizes
+from training.study.results import COMPARED, LOWER_IS_BETTER, FinishedRun, domain_sizes
 
 SPLITS = ("test", "valid")
 
@@ -60,7 +61,7 @@ def _variant(runs: RunsBySeed) -> dict[str, Any]:
         "seeds": list(runs),
         "data": ordered[0].data_digest,
         **{
-            split: {name: spread([run.value(split, name) for run in ordered]) for name in METRICS}
+            split: {name: spread([run.value(split, name) for run in ordered]) for name in HEADLINE}
             for split in SPLITS
         },
         "seconds": spread([run.metrics["seconds"] for run in ordered]),
