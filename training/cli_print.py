@@ -70,7 +70,7 @@ def print_metrics(folder: RunFolder) -> None:
 
 def print_columns(columns: dict[str, dict[str, Any]]) -> None:
     """Evaluations side by side."""
-    from training.report import HEADLINE
+    from training.metrics import HEADLINE
 
     table = Table("metric", *columns, box=None)
     for name in (*HEADLINE, "rows", "skipped_domains"):
