@@ -7,16 +7,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import msgspec
 from fastapi import FastAPI, Request, Response
 
 from service.api.auth import Tokens
 from service.api.feedback import FEEDBACK_PATH, FeedbackEndpoint
 from service.api.health import health_router
+from service.api.inference import InferEndpoint, is_infer
 from service.api.info import info_router
 from service.api.middleware import REQUEST_ID, App, Message, ProblemMiddleware
 from service.api.openapi import merge_feedback, merge_score
-from service.api.respond import PROBLEM, problem_headers
+from service.api.respond import PROBLEM, problem_body, problem_headers
 from service.api.score import PATH, ScoreEndpoint
 from service.api.translate import Limits
 from service.bundles.registry import LoadedBundle
@@ -30,8 +30,8 @@ from service.scoring.admission import Admission
 from service.scoring.runner import Runner
 from service.scoring.scorer import Scorer
 from service.serving import Serving
-from service.settings import Settings
-from service.telemetry.metrics import Metrics
+from service.settings import Settings, cpu_quota
+from service.telemetry.metrics import Metrics, worker_file
 
 TITLE = "ctr-serve"
 DESCRIPTION = (
@@ -43,9 +43,15 @@ class Application:
     """The ASGI app, and the state that its life cycle turns."""
 
     def __init__(
-        self, score: ScoreEndpoint, feedback: FeedbackEndpoint, control: App, serving: Serving
+        self,
+        score: ScoreEndpoint,
+        infer: InferEndpoint,
+        feedback: FeedbackEndpoint,
+        control: App,
+        serving: Serving,
     ) -> None:
         self._score = score
+        self._infer = infer
         self._feedback = feedback
         self._control = control
         self.serving = serving
@@ -61,13 +67,21 @@ class Application:
             await self._score(scope, receive, send)
         elif scope["type"] == "http" and scope["path"] == FEEDBACK_PATH:
             await self._feedback(scope, receive, send)
+        elif scope["type"] == "http" and is_infer(scope["path"]):
+            await self._infer(scope, receive, send)
         else:
             await self._control(scope, receive, send)
 
 
 def create_app(settings: Settings) -> Application:
     """The service, which loads its bundle once the lifespan starts."""
-    metrics = Metrics(max_domain_labels=settings.max_domain_labels)
+    metrics = Metrics(max_domain_labels=settings.max_domain_labels, file=worker_file())
+    metrics.worker.configured(
+        max_inflight=settings.max_inflight,
+        deadline_s=settings.deadline_ms / 1000,
+        threads=settings.threads(),
+        cores=cpu_quota(),
+    )
     runner = Runner(inline_max_ms=settings.inline_max_ms, num_threads=settings.threads())
 
     features = FeatureSources(settings, metrics.features)
@@ -80,14 +94,24 @@ def create_app(settings: Settings) -> Application:
     events = EventLogs(settings, metrics.events)
     tokens = None if settings.tokens_file is None else Tokens.read(settings.tokens_file)
     limits = Limits(settings.max_items, settings.max_string_length, settings.max_history)
+    admission = Admission(settings.max_inflight)
     score = ScoreEndpoint(
         serving,
         limits=limits,
-        admission=Admission(settings.max_inflight),
+        admission=admission,
         deadline_ms=settings.deadline_ms,
         max_body_bytes=settings.max_body_bytes,
         access_log_ratio=settings.access_log_ratio,
         exposures=events.exposures,
+        tokens=tokens,
+    )
+    infer = InferEndpoint(
+        serving,
+        runner,
+        limits=limits,
+        admission=admission,
+        deadline_ms=settings.deadline_ms,
+        max_body_bytes=settings.max_body_bytes,
         tokens=tokens,
     )
     feedback = FeedbackEndpoint(
@@ -100,7 +124,7 @@ def create_app(settings: Settings) -> Application:
         tokens=tokens,
     )
     control = ProblemMiddleware(_control_app(serving, features, events), serving)
-    return Application(score, feedback, control, serving)
+    return Application(score, infer, feedback, control, serving)
 
 
 def make_routing(
@@ -175,6 +199,7 @@ def _control_app(serving: Serving, features: FeatureSources, events: EventLogs) 
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        serving.metrics.worker.start()
         await events.start()
         features.start()
         loading = asyncio.create_task(serving.load())
@@ -183,6 +208,7 @@ def _control_app(serving: Serving, features: FeatureSources, events: EventLogs) 
         await events.close()
         features.close()
         serving.close()
+        serving.metrics.worker.stop()
 
     app = FastAPI(title=TITLE, description=DESCRIPTION, lifespan=lifespan)
     app.include_router(health_router(serving))
@@ -202,7 +228,7 @@ async def _problem(request: Request, error: Exception) -> Response:
     """Our own errors as problem documents."""
     if not isinstance(error, ServiceError):
         raise error
-    content = msgspec.json.encode(error.problem(request.scope[REQUEST_ID]))
+    content = problem_body(error, request.scope[REQUEST_ID], request.scope["path"])
     headers = {name.decode(): value.decode() for name, value in problem_headers(error)}
     return Response(content, error.status, headers, media_type=PROBLEM.decode())
 

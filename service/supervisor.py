@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from types import FrameType
 
 from service.settings import Settings
 from service.sockets import bind
 from service.telemetry.log import configure_logging, get_logger
+from service.telemetry.metrics import SLOTS_VARIABLE, forget_worker
 
-METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client when a worker imports it
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 10.0
 HEALTHY_AFTER_S = 30.0
@@ -50,6 +51,7 @@ class Supervisor:
         self._settings = settings
         self._workers = [Worker(number) for number in range(settings.workers)]
         self._signal: int | None = None
+        self._metrics_folder = Path()
         self._context = multiprocessing.get_context("spawn")
 
     def run(self) -> int:
@@ -60,7 +62,7 @@ class Supervisor:
             tempfile.TemporaryDirectory() as folder,
         ):
             # Bound but not listening: holds the port without ever being given a connection.
-            os.environ[METRICS_VARIABLE] = folder
+            self._metrics_folder = Path(folder)
             settings = self._settings.model_copy(update={"port": reserved.getsockname()[1]})
             signal.signal(signal.SIGTERM, self._remember)
             signal.signal(signal.SIGINT, self._remember)
@@ -73,10 +75,15 @@ class Supervisor:
     def _remember(self, number: int, _: FrameType | None) -> None:
         self._signal = number
 
+    def _metrics_file(self, worker: Worker) -> Path:
+        """Where a worker counts; its successor goes on there."""
+        return self._metrics_folder / f"worker-{worker.number}"
+
     def _start_due(self, settings: Settings) -> None:
         now = time.monotonic()
         for worker in self._workers:
             if worker.process is None and now >= worker.start_at_s:
+                os.environ[SLOTS_VARIABLE] = str(self._metrics_file(worker))
                 worker.process = self._context.Process(
                     target=_work, args=(settings,), name=f"worker-{worker.number}", daemon=True
                 )
@@ -101,7 +108,7 @@ class Supervisor:
             log.error(
                 "worker_died", worker=worker.number, exit_code=process.exitcode, restart_in_s=worker.pause_s
             )
-            _forget_gauges(process.pid)
+            forget_worker(self._metrics_file(worker))
 
     def _stop(self, number: int) -> int:
         running = [worker.process for worker in self._workers if worker.process is not None]
@@ -121,14 +128,6 @@ class Supervisor:
         log.info("stopped", exit_codes=codes)
         # A worker that the signal itself ended had not begun to serve.
         return 0 if all(code in (0, -number) for code in codes) else 1
-
-
-def _forget_gauges(pid: int | None) -> None:
-    """Take a dead worker's live gauges out of the sum; its counters stay."""
-    from prometheus_client.multiprocess import mark_process_dead
-
-    if pid is not None:
-        mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
 def _work(settings: Settings) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -12,8 +11,8 @@ from service.contract.manifest import Graph
 from service.errors import UnknownModel
 from service.scoring.runtime import onnxruntime
 from service.serving import Serving
+from service.telemetry.exposition import MEDIA_TYPE
 
-METRICS_MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 DATATYPES = {"int32": "INT32", "int64": "INT64", "float32": "FP32"}
 
 
@@ -33,7 +32,7 @@ def info_router(serving: Serving) -> APIRouter:
         "/metrics", tags=["metrics"], summary="Prometheus text of all workers", response_class=Response
     )
     async def metrics() -> Response:
-        return Response(await asyncio.to_thread(serving.metrics.render), media_type=METRICS_MEDIA_TYPE)
+        return Response(await serving.metrics.render_in_turns(), media_type=MEDIA_TYPE)
 
     return router
 

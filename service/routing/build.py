@@ -189,7 +189,11 @@ def bundle_metrics(metrics: Metrics, loaded: LoadedBundle, arm: str = NO_ARM) ->
     manifest = loaded.bundle.manifest
     by_weight = sorted(manifest.domains, key=lambda name: -manifest.domains[name].num_train_rows)
     return metrics.for_bundle(
-        model=manifest.name, version=loaded.version, alias=loaded.alias, domains=by_weight, arm=arm
+        model=manifest.name,
+        version=loaded.version,
+        alias=loaded.alias,
+        mean_scores={name: manifest.domains[name].mean_score for name in by_weight},
+        arm=arm,
     )
 
 

@@ -10,13 +10,11 @@ class EventMetrics:
     """Metrics of exposure records and feedback."""
 
     def __init__(self, made: Instruments) -> None:
-        exposures, requests = (
-            made.counters["ctr_exposures_total"],
-            made.counters["ctr_feedback_requests_total"],
-        )
-        self._exposures = {name: exposures.labels(name) for name in EXPOSURE_OUTCOMES}
-        self._requests = {name: requests.labels(name) for name in ("ok", "rejected", "failed")}
-        self._items = [made.counters["ctr_feedback_items_total"].labels(click) for click in ("0", "1")]
+        self._exposures = {name: made.counter("ctr_exposures_total", name) for name in EXPOSURE_OUTCOMES}
+        self._requests = {
+            name: made.counter("ctr_feedback_requests_total", name) for name in ("ok", "rejected", "failed")
+        }
+        self._items = [made.counter("ctr_feedback_items_total", click) for click in ("0", "1")]
 
     def exposures(self, outcome: str, count: int) -> None:
         """Count records, by one of `EXPOSURE_OUTCOMES`."""

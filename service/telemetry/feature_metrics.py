@@ -10,10 +10,12 @@ class GroupMetrics:
     """Near cache metrics of one entity."""
 
     def __init__(self, made: Instruments, group: str) -> None:
-        requests = made.counters["ctr_near_cache_requests_total"]
-        self.hits, self.misses, self.joined = (requests.labels(group, r) for r in ("hit", "miss", "joined"))
-        self._evictions = made.counters["ctr_near_cache_evictions_total"].labels(group)
-        self._bytes = made.gauges["ctr_near_cache_bytes"].labels(group)
+        self.hits, self.misses, self.joined = (
+            made.counter("ctr_near_cache_requests_total", group, result)
+            for result in ("hit", "miss", "joined")
+        )
+        self._evictions = made.counter("ctr_near_cache_evictions_total", group)
+        self._bytes = made.gauge("ctr_near_cache_bytes", group)
 
     def kept(self, num_bytes: int, num_evicted: int) -> None:
         """Take note of what the near cache holds now."""
@@ -26,10 +28,11 @@ class FeatureMetrics:
     """Metrics of the feature store and its near caches."""
 
     def __init__(self, made: Instruments) -> None:
-        failures = made.counters["ctr_feature_store_failures_total"]
-        self._failures = {cause: failures.labels(cause) for cause in STORE_FAILURES}
-        self.took = made.histograms["ctr_feature_store_duration_seconds"].observe
-        self.open_breakers = made.gauges["ctr_feature_store_open_breakers"]
+        self._failures = {
+            cause: made.counter("ctr_feature_store_failures_total", cause) for cause in STORE_FAILURES
+        }
+        self.took = made.histogram("ctr_feature_store_duration_seconds").observe
+        self.open_breakers = made.gauge("ctr_feature_store_open_breakers")
         self.user = GroupMetrics(made, "user")
         self.item = GroupMetrics(made, "item")
 

@@ -18,6 +18,8 @@ NO_VERSION = "none"
 SECONDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 CANDIDATES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 DIFFERENCES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+WINDOW = "score_window"
+"""Slots that drift is worked out from; no metric of its own."""
 STATUSES = ("fresh", "stale", "missing", "invalid", "failed")
 STORE_FAILURES = ("timeout", "connect", "connection", "reply", "backlog", "breaker_open", "closed")
 EXPOSURE_OUTCOMES = ("written", "queue_full", "write_failed")
@@ -26,14 +28,30 @@ STAGES = ("decode", "features", "infer", "reply", "total")
 
 @dataclass(frozen=True)
 class Metric:
-    """One row of the table; names end in their unit or `_total`."""
+    """One row of the table.
+
+    Attributes:
+        kind: How it behaves.
+        name: Ends in its unit or `_total`.
+        help: One sentence or two.
+        labels: Names of its labels.
+        buckets: Upper bounds of a histogram's buckets, rising; one above all is implied.
+        across_workers: How gauges of several workers become one.
+        derived: Series of slots that a scrape works it out from; nobody writes it.
+    """
 
     kind: Literal["counter", "histogram", "gauge"]
     name: str
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
-    across_workers: Literal["livesum", "livemax"] = "livesum"
+    across_workers: Literal["sum", "max"] = "sum"
+    derived: str = ""
+
+    @property
+    def num_slots(self) -> int:
+        """Numbers that a series needs: one; for a histogram one a bucket, one above all, and the sum."""
+        return len(self.buckets) + 2 if self.kind == "histogram" else 1
 
 
 TABLE: tuple[Metric, ...] = (
@@ -49,7 +67,8 @@ TABLE: tuple[Metric, ...] = (
     Metric(
         "histogram",
         "ctr_score_duration_seconds",
-        "Time of scored requests by stage; `total` runs from the first byte read to the reply written.",
+        "Time of scored requests by stage, bundle and arm; `total` runs from the request's head to the reply "
+        "written.",
         ("stage", "version", "arm"),
         SECONDS,
     ),
@@ -93,8 +112,22 @@ TABLE: tuple[Metric, ...] = (
     Metric(
         "counter",
         "ctr_domain_scores_total",
-        "Sum of scores per domain; over its candidates it is the mean score to hold against the manifest's.",
+        "Sum of scores per domain; over its candidates it is the mean score.",
         ("domain",),
+    ),
+    Metric(
+        "gauge",
+        "ctr_mean_score_ratio",
+        "Mean score per domain over the mean that manifests give, of the last ten minutes; 1 is no drift.",
+        ("domain",),
+        derived=WINDOW,
+    ),
+    Metric(
+        "gauge",
+        "ctr_mean_score_window_candidates",
+        "Candidates that ctr_mean_score_ratio is made of: with few of them it says little.",
+        ("domain",),
+        derived=WINDOW,
     ),
     Metric(
         "counter",
@@ -119,14 +152,14 @@ TABLE: tuple[Metric, ...] = (
         "ctr_bundle_info",
         "1 for every bundle that serves, as default or for an arm.",
         ("model", "version", "alias"),
-        across_workers="livemax",
+        across_workers="max",
     ),
     Metric(
         "gauge",
         "ctr_routing_info",
         "1 for the routing file that serves, by the digest of its text.",
         ("digest",),
-        across_workers="livemax",
+        across_workers="max",
     ),
     Metric(
         "counter",
@@ -154,6 +187,32 @@ TABLE: tuple[Metric, ...] = (
         DIFFERENCES,
     ),
     Metric("gauge", "ctr_ready_workers", "Workers that answer /health/ready with 200."),
+    Metric(
+        "gauge",
+        "ctr_worker_resident_memory_bytes",
+        "Memory of a worker; files it shares with others, such as a bundle's, are counted in each.",
+        ("worker",),
+    ),
+    Metric(
+        "counter", "ctr_worker_cpu_seconds_total", "CPU time of a worker, over its restarts.", ("worker",)
+    ),
+    Metric("gauge", "ctr_worker_start_time_seconds", "When a worker was started, in Unix time.", ("worker",)),
+    Metric(
+        "histogram",
+        "ctr_event_loop_lag_seconds",
+        "How much later than asked event loops came to a timer, once a second: what requests wait for.",
+        (),
+        SECONDS,
+    ),
+    Metric("gauge", "ctr_max_inflight_requests", "Requests to /score that all workers take at a time."),
+    Metric("gauge", "ctr_deadline_seconds", "Time a request may take at most, as set.", across_workers="max"),
+    Metric("gauge", "ctr_graph_threads", "Threads for graph runs off the event loop, of all workers."),
+    Metric(
+        "gauge",
+        "ctr_cpu_quota_cores",
+        "CPUs the process may use, by control group and affinity.",
+        across_workers="max",
+    ),
 )
 
 
@@ -169,5 +228,6 @@ __all__ = [
     "STATUSES",
     "STORE_FAILURES",
     "TABLE",
+    "WINDOW",
     "Metric",
 ]

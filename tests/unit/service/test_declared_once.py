@@ -47,7 +47,7 @@ def test_metric_names_follow_the_rules():
 
 def test_domains_beyond_the_cap_share_one_label():
     metrics = Metrics(max_domain_labels=1)
-    mine = metrics.for_bundle(model="m", version="v", alias="a", domains=["big", "small"])
+    mine = metrics.for_bundle(model="m", version="v", alias="a", mean_scores={"big": 0.1, "small": 0.1})
     for domain in ("big", "small", "unlisted"):
         reads = {"user_reads": (1, 0, 0, 0, 0), "item_reads": (1, 0, 1, 0, 0)}
         mine.scored(domain=domain, score_sum=0.5, num_items=2, **reads)
