@@ -11,10 +11,11 @@ from fastapi import FastAPI, Request, Response
 
 from service.api.auth import Tokens
 from service.api.feedback import FEEDBACK_PATH, FeedbackEndpoint
-from service.api.health import health_router
+from service.api.health import health_router, v2_health_router
 from service.api.inference import InferEndpoint, is_infer
 from service.api.info import info_router
 from service.api.middleware import REQUEST_ID, App, Message, ProblemMiddleware
+from service.api.model import model_router
 from service.api.openapi import merge_feedback, merge_score
 from service.api.respond import PROBLEM, problem_body, problem_headers
 from service.api.score import PATH, ScoreEndpoint
@@ -212,6 +213,8 @@ def _control_app(serving: Serving, features: FeatureSources, events: EventLogs) 
 
     app = FastAPI(title=TITLE, description=DESCRIPTION, lifespan=lifespan)
     app.include_router(health_router(serving))
+    app.include_router(v2_health_router(serving))
+    app.include_router(model_router(serving))
     app.include_router(info_router(serving))
     plain_document = app.openapi
 

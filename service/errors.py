@@ -28,6 +28,7 @@
     +-- TokensError                  a file of bearer tokens cannot be used
 
     GraphRunError                    a graph failed on a request's rows; answered as InternalError
+    +-- NotFiniteError               not finite; answered as InvalidRequest where the request's numbers did it
 
 Invariant: `ServiceError.detail` holds nothing but the caller's own values and the service's limits.
 """
@@ -274,3 +275,15 @@ class TokensError(StartupError):
 
 class GraphRunError(Exception):
     """A graph failed on a request's rows, or returned numbers that are not finite."""
+
+
+class NotFiniteError(GraphRunError):
+    """A graph returned a number that is not finite.
+
+    Attributes:
+        row: Of the run, the first one.
+    """
+
+    def __init__(self, text: str, *, row: int) -> None:
+        super().__init__(text)
+        self.row = row

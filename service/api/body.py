@@ -21,8 +21,12 @@ class Disconnected(Exception):  # noqa: N818 - an event of the connection, not a
     """The caller left before its body was complete."""
 
 
-def check_headers(headers: Headers) -> int | None:
+def check_headers(headers: Headers, *, json_only: bool = True) -> int | None:
     """Check how the body is declared.
+
+    Args:
+        headers: Of the request.
+        json_only: Whether it must be declared as JSON.
 
     Returns:
         The declared length in bytes, when there is one.
@@ -38,7 +42,11 @@ def check_headers(headers: Headers) -> int | None:
             length = int(value)
         elif name == b"content-encoding" and value.strip().lower() != b"identity":
             raise UnsupportedMediaType("the body must not be compressed", field="content-encoding")
-    if media_type != b"application/json" and media_type.split(b";")[0].strip().lower() != b"application/json":
+    if (
+        json_only
+        and media_type != b"application/json"
+        and media_type.split(b";")[0].strip().lower() != b"application/json"
+    ):
         sent = media_type.decode("latin-1")[:60] or "none"
         raise UnsupportedMediaType(
             f"content type must be application/json, got {sent}", field="content-type", value=sent

@@ -111,9 +111,9 @@ class FeedbackEndpoint:
         deadline = Deadline(self._deadline_ms)
         request_id = request_id_of(scope["headers"])
         try:
-            kept_by = self._log(scope["method"])
             if self._tokens is not None:
                 check_token(self._tokens, scope["headers"])
+            kept_by = self._log(scope["method"])
             with self._admission:
                 await self._answer(kept_by, scope, receive, send, deadline)
         except Disconnected:

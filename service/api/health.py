@@ -34,4 +34,21 @@ def health_router(serving: Serving) -> APIRouter:
     return router
 
 
-__all__ = ["health_router"]
+def v2_health_router(serving: Serving) -> APIRouter:
+    """The same in the words of the Open Inference Protocol."""
+    router = APIRouter(prefix="/v2/health", tags=["model"])
+
+    @router.get("/live", summary="The process answers")
+    async def live() -> dict[str, bool]:
+        return {"live": True}
+
+    @router.get("/ready", summary="All models take traffic")
+    async def ready() -> dict[str, bool]:
+        if serving.state is not State.READY:
+            raise NotReady(serving.reason)
+        return {"ready": True}
+
+    return router
+
+
+__all__ = ["health_router", "v2_health_router"]

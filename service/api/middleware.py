@@ -53,7 +53,14 @@ class ProblemMiddleware:
                 if replaced is not None:
                     allow = [(k, v) for k, v in message["headers"] if k == b"allow"]
                     started = True
-                    await send_problem(send, replaced, request_id, close=self._serving.draining, extra=allow)
+                    await send_problem(
+                        send,
+                        replaced,
+                        request_id,
+                        close=self._serving.draining,
+                        extra=allow,
+                        path=scope["path"],
+                    )
                     return
                 close = [(b"connection", b"close")] if self._serving.draining else []
                 message["headers"] = [*message.get("headers", []), *id_header(request_id), *close]

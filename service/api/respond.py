@@ -13,6 +13,7 @@ from service.errors import ServiceError
 
 Send = Callable[[Any], Awaitable[None]]
 
+V2 = "/v2"
 JSON = b"application/json"
 PROBLEM = b"application/problem+json"
 REQUEST_ID_HEADER = b"x-request-id"
@@ -35,10 +36,22 @@ def id_header(request_id: str) -> list[tuple[bytes, bytes]]:
 
 
 async def send_reply(
-    send: Send, status: int, body: bytes, request_id: str, *, media_type: bytes = JSON, close: bool = False
+    send: Send,
+    status: int,
+    body: bytes,
+    request_id: str,
+    *,
+    media_type: bytes = JSON,
+    close: bool = False,
+    extra: Iterable[tuple[bytes, bytes]] = (),
 ) -> None:
     """Send one whole reply; `close` asks the caller to connect anew, elsewhere while draining."""
-    headers = [(b"content-type", media_type), (b"content-length", b"%d" % len(body)), *id_header(request_id)]
+    headers = [
+        (b"content-type", media_type),
+        (b"content-length", b"%d" % len(body)),
+        *id_header(request_id),
+        *extra,
+    ]
     if close:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -52,6 +65,14 @@ def problem_headers(error: ServiceError) -> list[tuple[bytes, bytes]]:
     return [*error.headers, (b"retry-after", b"%d" % error.retry_after_s)]
 
 
+def problem_body(error: ServiceError, request_id: str, path: str = "") -> bytes:
+    """A problem document; under `/v2` with the member `error` that its clients read as well."""
+    document = error.problem(request_id)
+    if path.startswith(V2):
+        document["error"] = error.detail
+    return msgspec.json.encode(document)
+
+
 async def send_problem(
     send: Send,
     error: ServiceError,
@@ -59,9 +80,10 @@ async def send_problem(
     *,
     close: bool = False,
     extra: Iterable[tuple[bytes, bytes]] = (),
+    path: str = "",
 ) -> None:
-    """Send an error as problem document."""
-    body = msgspec.json.encode(error.problem(request_id))
+    """Send an error as problem document; the path says in whose terms."""
+    body = problem_body(error, request_id, path)
     headers = [
         (b"content-type", PROBLEM),
         (b"content-length", b"%d" % len(body)),
@@ -75,4 +97,12 @@ async def send_problem(
     await send({"type": "http.response.body", "body": body})
 
 
-__all__ = ["INTERNAL_DETAIL", "PROBLEM", "problem_headers", "request_id_of", "send_problem", "send_reply"]
+__all__ = [
+    "INTERNAL_DETAIL",
+    "PROBLEM",
+    "problem_body",
+    "problem_headers",
+    "request_id_of",
+    "send_problem",
+    "send_reply",
+]

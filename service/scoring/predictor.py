@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from service.contract.encode import EncodedBlock
 from service.contract.manifest import Graph, GraphInput, InputSource
-from service.errors import GraphError, GraphRunError, RuntimeMissingError
+from service.errors import GraphError, GraphRunError, NotFiniteError, RuntimeMissingError
 from service.scoring.clock import RunClock
 from service.scoring.runtime import onnxruntime
 
@@ -139,7 +139,8 @@ class Predictor:
         if scores.ndim != 1:
             raise GraphRunError(f"{self._path.name}: output must be (N,), got {scores.shape}")
         if not math.isfinite(scores.sum(dtype=np.float64)):
-            raise GraphRunError(f"{self._path.name}: row {_first_odd(scores)} has no finite score")
+            row = _first_odd(scores)
+            raise NotFiniteError(f"{self._path.name}: row {row} has no finite score", row=row)
         return scores
 
 

@@ -44,6 +44,11 @@ class Query:
     item_features: Mapping[str, ItemColumn]
     by_column: bool
 
+    @property
+    def overrides(self) -> bool:
+        """Whether the request brought features of its own."""
+        return bool(self.user_features or self.history or self.context or self.item_features)
+
     def item_path(self, feature: str, row: int | None) -> str:
         """JSON path of one item feature value; without a row, of the feature."""
         if self.by_column:

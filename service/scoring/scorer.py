@@ -18,7 +18,7 @@ from service.bundles.registry import LoadedBundle, Route
 from service.contract.encode import EncodedBlock, EntityEncoder
 from service.contract.errors import EncodeError
 from service.contract.schema import Entity, SequenceFeature
-from service.errors import InvalidRequest, UnknownDomain
+from service.errors import InvalidRequest, NotFiniteError, UnknownDomain
 from service.features.source import StoredRows
 from service.scoring.admission import Deadline
 from service.scoring.predictor import GraphRows
@@ -83,7 +83,7 @@ class Scorer:
 
         Raises:
             UnknownDomain: The bundle does not list the domain and rejects such.
-            InvalidRequest: A payload feature does not fit the schema.
+            InvalidRequest: A payload feature does not fit the schema, or is too large to be scored.
             DeadlineExceeded: The time ran out before the scores were there.
             GraphRunError: The graph failed.
         """
@@ -105,7 +105,14 @@ class Scorer:
             request_index=self._one_request[: len(query.item_ids)],
         )
         ready = time.perf_counter()
-        scores = await self._runner.run(route.predictor, rows, deadline)
+        try:
+            scores = await self._runner.run(route.predictor, rows, deadline)
+        except NotFiniteError as error:
+            if not query.overrides:
+                raise
+            raise InvalidRequest(
+                f"the features of this request give candidate {error.row} no finite score", field="$"
+            ) from None
         done = time.perf_counter()
         return Scored(scores, route, user, items, _degraded(user, items), ready - begun, done - ready)
 
