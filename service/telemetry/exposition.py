@@ -109,7 +109,7 @@ def _head(row: Metric) -> str:
 
 def _prefixes(row: Metric, labels: Labels) -> tuple[str, ...]:
     """What stands before each number of a series: one, or for a histogram buckets, count and sum."""
-    pairs = [f'{name}="{_escaped(value)}"' for name, value in zip(row.labels, labels, strict=True)]
+    pairs = [f'{name}="{_escaped(value)}"' for name, value in sorted(zip(row.labels, labels, strict=True))]
     plain = f"{{{','.join(pairs)}}} " if pairs else " "
     if row.kind != "histogram":
         return (row.name + plain,)
