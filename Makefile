@@ -9,7 +9,7 @@ WORK ?= runs/demo
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-quick check format serve bench clean
+.PHONY: help setup run test test-quick check format serve bench bench-serve clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ format: $(STAMP) ## Rewrite the code in the house format
 
 bench: $(STAMP) ## Cost of a request, next to the bare graph (needs a finished `make run`)
 	$(BIN)/python -m loadtests.bench_score --store $(WORK)/models --json $(WORK)/bench.json
+
+bench-serve: $(STAMP) ## What serving costs beside the bare graph, each figure with its target (needs wrk)
+	$(BIN)/python -m loadtests.bench_serve --json runs/bench-serve/figures.json
 
 clean: ## Remove caches and the demo's output; .venv stays
 	rm -rf $(WORK) build .mypy_cache .ruff_cache .hypothesis .import_linter_cache
