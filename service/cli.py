@@ -1,4 +1,4 @@
-"""`ctr-serve`: run the service, check a bundle, print the OpenAPI document, load features."""
+"""`ctr-serve`: run the service, check it, print the OpenAPI document, load features, replay exposures."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service import cli_features
+from service.cli_replay import replay
 from service.cli_settings import fail, option, read_settings
 from service.contract.errors import ContractError
 from service.errors import RuntimeMissingError, StartupError
@@ -27,6 +28,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(cli_features.app, name="features")
+app.command()(replay)
 
 
 @app.command()
@@ -148,8 +150,10 @@ def _check_folders(settings: Settings) -> None:
     """Try the folders of exposures and feedback, and read the tokens, before anything is served."""
     from service.api.auth import Tokens
     from service.events import check_folders
+    from service.telemetry.trace import check_extra
 
     check_folders(settings)
+    check_extra(settings.otlp_endpoint)
     if settings.tokens_file is not None:
         Tokens.read(settings.tokens_file)
 

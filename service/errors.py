@@ -26,6 +26,7 @@
     +-- GoldenError                  golden rows do not score as recorded
     +-- RoutingError                 a routing file is wrong, or its bundles cannot serve its domains
     +-- TokensError                  a file of bearer tokens cannot be used
+    +-- ReplayError                  there are no exposures to replay
 
     GraphRunError                    a graph failed on a request's rows; answered as InternalError
     +-- NotFiniteError               not finite; answered as InvalidRequest where the request's numbers did it
@@ -271,6 +272,10 @@ class RoutingError(StartupError):
 
 class TokensError(StartupError):
     """A file of bearer tokens cannot be read, or holds something else; the text never holds a token."""
+
+
+class ReplayError(StartupError):
+    """There are no exposures to replay."""
 
 
 class GraphRunError(Exception):
