@@ -16,6 +16,7 @@ from service.api.inference import InferEndpoint, is_infer
 from service.api.info import info_router
 from service.api.middleware import REQUEST_ID, App, Message, ProblemMiddleware
 from service.api.model import model_router
+from service.api.observe import RequestObserver
 from service.api.openapi import merge_feedback, merge_score
 from service.api.respond import PROBLEM, problem_body, problem_headers
 from service.api.score import PATH, ScoreEndpoint
@@ -33,6 +34,7 @@ from service.scoring.scorer import Scorer
 from service.serving import Serving
 from service.settings import Settings, cpu_quota
 from service.telemetry.metrics import Metrics, worker_file
+from service.telemetry.trace import RequestTracer, open_tracer
 
 TITLE = "ctr-serve"
 DESCRIPTION = (
@@ -96,13 +98,20 @@ def create_app(settings: Settings) -> Application:
     tokens = None if settings.tokens_file is None else Tokens.read(settings.tokens_file)
     limits = Limits(settings.max_items, settings.max_string_length, settings.max_history)
     admission = Admission(settings.max_inflight)
+    tracer = open_tracer(settings.otlp_endpoint, ratio=settings.trace_ratio)
+    observer = RequestObserver(
+        metrics,
+        access_log_ratio=settings.access_log_ratio,
+        slow_request_ms=settings.slow_request_ms,
+        tracer=tracer,
+    )
     score = ScoreEndpoint(
         serving,
         limits=limits,
         admission=admission,
         deadline_ms=settings.deadline_ms,
         max_body_bytes=settings.max_body_bytes,
-        access_log_ratio=settings.access_log_ratio,
+        observer=observer,
         exposures=events.exposures,
         tokens=tokens,
     )
@@ -124,7 +133,7 @@ def create_app(settings: Settings) -> Application:
         max_body_bytes=settings.max_body_bytes,
         tokens=tokens,
     )
-    control = ProblemMiddleware(_control_app(serving, features, events), serving)
+    control = ProblemMiddleware(_control_app(serving, features, events, tracer), serving)
     return Application(score, infer, feedback, control, serving)
 
 
@@ -195,7 +204,9 @@ def load_bundle(settings: Settings, features: FeatureSources, reference: str | N
     )
 
 
-def _control_app(serving: Serving, features: FeatureSources, events: EventLogs) -> FastAPI:
+def _control_app(
+    serving: Serving, features: FeatureSources, events: EventLogs, tracer: RequestTracer | None = None
+) -> FastAPI:
     """Docs, health, metadata and metrics."""
 
     @asynccontextmanager
@@ -210,6 +221,8 @@ def _control_app(serving: Serving, features: FeatureSources, events: EventLogs) 
         features.close()
         serving.close()
         serving.metrics.worker.stop()
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close)
 
     app = FastAPI(title=TITLE, description=DESCRIPTION, lifespan=lifespan)
     app.include_router(health_router(serving))

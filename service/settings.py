@@ -144,6 +144,19 @@ class Settings(BaseSettings):
     event_segment_s: float = Field(
         default=300.0, gt=0, description="Age after which an exposure or feedback file is closed."
     )
+    slow_request_ms: float = Field(
+        default=250.0,
+        ge=0,
+        description="Time from which a request is logged with its stages, at most one a second; 0: none are.",
+    )
+    otlp_endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^/\s]+",
+        description="OpenTelemetry collector (OTLP over HTTP) that gets traces; unset: none are made.",
+    )
+    trace_ratio: Ratio = Field(
+        default=0.01, description="Share of requests traced of those whose caller does not say."
+    )
     max_domain_labels: int = Field(
         default=100, ge=0, description="Domains with a metric label of their own; the rest count as `other`."
     )

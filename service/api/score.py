@@ -6,7 +6,6 @@ of CPU. Invariant: every request gets exactly one reply, and no text of an unexp
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from service.api.auth import Tokens, check_token
 from service.api.body import Disconnected, Headers, Receive, check_headers, read_body
 from service.api.explain import explain
 from service.api.expose import exposure_of
+from service.api.observe import Answer, RequestObserver
 from service.api.respond import INTERNAL_DETAIL, Send, request_id_of, send_problem, send_reply
 from service.api.schemas import BlendInfo, ModelInfo, ScoreReply, ScoreRequest, encode_reply
 from service.api.translate import Limits, decode, to_query
@@ -30,14 +30,10 @@ from service.scoring.query import Query
 from service.scoring.scorer import Scored, Scorer
 from service.serving import Serving
 from service.telemetry.exposure import ExposureLog
-from service.telemetry.log import get_logger
-from service.telemetry.metrics import NO_ARM, NO_VERSION, STATUSES, BundleMetrics
+from service.telemetry.metrics import NO_ARM, NO_VERSION
 
 PATH = "/score"
 NO_EXPLAIN = "explain is off: it shows what is stored of whom, so this service needs CTR_TOKENS_FILE for it"
-NOTHING_READ = (0,) * len(STATUSES)
-
-log = get_logger(__name__)
 
 
 class ScoreEndpoint:
@@ -49,7 +45,7 @@ class ScoreEndpoint:
         admission: Slots in flight.
         deadline_ms: Time of one request.
         max_body_bytes: Largest body.
-        access_log_ratio: Share of requests that are logged.
+        observer: Tells of requests.
         exposures: Takes a record of every scored request; None when they are off.
         tokens: One of which every request needs; None where it is open.
     """
@@ -62,7 +58,7 @@ class ScoreEndpoint:
         admission: Admission,
         deadline_ms: int,
         max_body_bytes: int,
-        access_log_ratio: float,
+        observer: RequestObserver,
         exposures: ExposureLog | None = None,
         tokens: Tokens | None = None,
     ) -> None:
@@ -71,7 +67,7 @@ class ScoreEndpoint:
         self._admission = admission
         self._deadline_ms = deadline_ms
         self._max_body_bytes = max_body_bytes
-        self._access_log_ratio = access_log_ratio
+        self._observer = observer
         self._exposures = exposures
         self._tokens = tokens
         serving.metrics.inflight.set(0)
@@ -93,12 +89,13 @@ class ScoreEndpoint:
         except Disconnected:
             self._serving.metrics.disconnected(self._version)
         except ServiceError as error:
-            await self._refuse(send, error, request_id)
+            await self._refuse(send, error, request_id, scope["headers"], deadline)
         except _AnswerError as failed:
-            await self._fail_or_refuse(send, failed)
-        except Exception:
-            log.exception("score_failed", request_id=request_id, bundle=self._version)
-            await self._refuse(send, InternalError(INTERNAL_DETAIL), request_id)
+            await self._fail_or_refuse(send, failed, scope["headers"], deadline)
+        except Exception as error:  # noqa: BLE001 - logged as a crash
+            self._observer.crashed(error, request_id=request_id, version=self._version, arm=NO_ARM)
+            internal = InternalError(INTERNAL_DETAIL)
+            await self._refuse(send, internal, request_id, scope["headers"], deadline)
 
     @property
     def _version(self) -> str:
@@ -149,16 +146,28 @@ class ScoreEndpoint:
         reply = encode_reply(self._reply(scorer, request, query, scored, request_id, choice))
         await send_reply(send, 200, reply, request_id, close=self._serving.draining)
         done = time.perf_counter()
-        metrics.decode.observe(decoded - read)
-        metrics.reply.observe(done - begun)
-        metrics.total.observe(done - deadline.started_s)
-        self._observe(metrics, query, scored)
+        arm, blended = NO_ARM, False
+        if choice is not None:
+            arm, blended = choice.target.arm, choice.target.blend is not None
+        answer = Answer(
+            request_id,
+            scope["headers"],
+            query,
+            scored,
+            scorer.loaded.version,
+            arm,
+            blended,
+            deadline.started_s,
+            read,
+            decoded,
+            begun,
+            done,
+        )
+        self._observer.scored(answer, metrics)
         if choice is not None and choice.shadow is not None:
             choice.shadow.offer(query, scored.scores, choice.target.arm, busy=self._busy)
         if self._exposures is not None and self._exposures.sampled():
             self._exposures.offer(exposure_of(request_id, query, scored, scorer, choice))
-        if self._access_log_ratio and random.random() < self._access_log_ratio:  # noqa: S311 - sampling
-            self._log_access(request_id, query, scored, done - deadline.started_s, choice)
 
     def _check_explain(self) -> None:
         """Every request has named a token by now, where tokens are on."""
@@ -186,51 +195,42 @@ class ScoreEndpoint:
             explain=explain(scorer, query, scored, assignment) if request.explain else UNSET,
         )
 
-    def _observe(self, metrics: BundleMetrics, query: Query, scored: Scored) -> None:
-        metrics.features.observe(scored.features_s)
-        metrics.infer.observe(scored.infer_s)
-        metrics.scored(
-            domain=query.domain,
-            score_sum=float(scored.scores.sum()),
-            num_items=len(query.item_ids),
-            user_reads=NOTHING_READ if query.user_id is None else scored.user.counts(),
-            item_reads=scored.items.counts(),
-            degraded=scored.degraded,
-        )
-
-    def _log_access(
-        self, request_id: str, query: Query, scored: Scored, took_s: float, choice: Choice | None
+    async def _fail_or_refuse(
+        self, send: Send, failed: _AnswerError, headers: Headers, deadline: Deadline
     ) -> None:
-        log.info(
-            "scored",
-            request_id=request_id,
-            domain=query.domain,
-            num_items=len(query.item_ids),
-            graph=scored.route.graph,
-            arm=NO_ARM if choice is None else choice.target.arm,
-            took_ms=round(took_s * 1000, 3),
-        )
-
-    async def _fail_or_refuse(self, send: Send, failed: _AnswerError) -> None:
         target = None if failed.choice is None else failed.choice.target
-        if isinstance(failed.error, ServiceError):
-            await self._refuse(send, failed.error, failed.request_id, target)
-            return
-        version = self._version if target is None else target.scorer.loaded.version
-        log.error("score_failed", request_id=failed.request_id, bundle=version, exc_info=failed.error)
-        await self._refuse(send, InternalError(INTERNAL_DETAIL), failed.request_id, target)
+        error = failed.error
+        if not isinstance(error, ServiceError):
+            version, arm = self._answers(target)
+            self._observer.crashed(error, request_id=failed.request_id, version=version, arm=arm)
+            error = InternalError(INTERNAL_DETAIL)
+        await self._refuse(send, error, failed.request_id, headers, deadline, target)
+
+    def _answers(self, target: Target | None) -> tuple[str, str]:
+        """Version and arm that a request was to be answered by."""
+        return (self._version, NO_ARM) if target is None else (target.scorer.loaded.version, target.arm)
 
     async def _refuse(
-        self, send: Send, error: ServiceError, request_id: str, target: Target | None = None
+        self,
+        send: Send,
+        error: ServiceError,
+        request_id: str,
+        headers: Headers,
+        deadline: Deadline,
+        target: Target | None = None,
     ) -> None:
-        version, arm = self._version, NO_ARM
-        if target is not None:
-            version, arm = target.scorer.loaded.version, target.arm
-        self._serving.metrics.answered(version, error.status, error.code, arm=arm)
-        log.debug("refused", request_id=request_id, code=error.code, detail=error.detail)
         close = self._serving.draining or isinstance(error, BodyTooLarge)
         extra = [(b"allow", b"POST")] if isinstance(error, MethodNotAllowed) else []
         await send_problem(send, error, request_id, close=close, extra=extra)
+        version, arm = self._answers(target)
+        self._observer.refused(
+            error,
+            request_id=request_id,
+            headers=headers,
+            version=version,
+            arm=arm,
+            began_s=deadline.started_s,
+        )
 
 
 class _AnswerError(Exception):
