@@ -21,6 +21,7 @@ from service.api.openapi import merge_feedback, merge_score
 from service.api.respond import PROBLEM, problem_body, problem_headers
 from service.api.score import PATH, ScoreEndpoint
 from service.api.translate import Limits
+from service.bundles.pool import BundlePool
 from service.bundles.registry import LoadedBundle
 from service.contract.store import ModelStore
 from service.errors import RoutingError, ServiceError
@@ -89,11 +90,16 @@ def create_app(settings: Settings) -> Application:
 
     features = FeatureSources(settings, metrics.features)
 
-    def load() -> LoadedBundle:
-        return load_bundle(settings, features)
-
-    routing = make_routing(settings, features, runner, metrics)
-    serving = Serving(load, runner, metrics, max_items=settings.max_items, routing=routing)
+    pool = make_pool(settings, features, metrics)
+    serving = Serving(
+        pool,
+        settings.alias,
+        runner,
+        metrics,
+        max_items=settings.max_items,
+        routing=make_routing(settings, pool, runner, metrics),
+        poll_s=settings.alias_poll_s,
+    )
     events = EventLogs(settings, metrics.events)
     tokens = None if settings.tokens_file is None else Tokens.read(settings.tokens_file)
     limits = Limits(settings.max_items, settings.max_string_length, settings.max_history)
@@ -137,20 +143,31 @@ def create_app(settings: Settings) -> Application:
     return Application(score, infer, feedback, control, serving)
 
 
-def make_routing(
-    settings: Settings, features: FeatureSources, runner: Runner, metrics: Metrics
-) -> LiveRouting | None:
-    """Routing by the file that the settings name, if they name one; not started."""
-    if settings.routing_file is None:
-        return None
+def make_pool(settings: Settings, features: FeatureSources, metrics: Metrics) -> BundlePool:
+    """The pool of one process, empty."""
 
     def load(bundle_id: str) -> LoadedBundle:
         return load_bundle(settings, features, bundle_id)
 
+    def closed(loaded: LoadedBundle) -> None:
+        metrics.close_bundle(loaded.version)
+        metrics.reloads.open_bytes.set(pool.num_bytes)
+
+    pool = BundlePool(
+        ModelStore(settings.store), load, max_bytes=settings.max_bundles_bytes, on_closed=closed
+    )
+    return pool
+
+
+def make_routing(
+    settings: Settings, pool: BundlePool, runner: Runner, metrics: Metrics
+) -> LiveRouting | None:
+    """Routing by the file that the settings name, if they name one; serves nothing yet."""
+    if settings.routing_file is None:
+        return None
     return LiveRouting(
         settings.routing_file,
-        ModelStore(settings.store),
-        load,
+        pool,
         runner=runner,
         metrics=metrics,
         max_items=settings.max_items,
@@ -168,14 +185,17 @@ def check_routing(settings: Settings, features: FeatureSources, loaded: LoadedBu
 
     Raises:
         RoutingError: The file is wrong, or its bundles cannot serve its domains.
+        BundleRefused: A bundle that it names cannot be opened.
     """
     runner = Runner(inline_max_ms=settings.inline_max_ms, num_threads=1)
-    routing = make_routing(settings, features, runner, Metrics(max_domain_labels=0))
+    metrics = Metrics(max_domain_labels=0)
+    pool = make_pool(settings, features, metrics)
+    routing = make_routing(settings, pool, runner, metrics)
     if routing is None:
         raise RoutingError("the settings name no routing file")
+    pool.add(loaded)
     try:
-        routing.start(Scorer(loaded, runner, max_items=settings.max_items))
-        return routing.table
+        return routing.plan(Scorer(loaded, runner, max_items=settings.max_items)).table
     finally:
         routing.close()
         runner.close()

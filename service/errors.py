@@ -24,6 +24,7 @@
     +-- RuntimeMissingError          onnxruntime (or its CUDA provider) is not installed
     +-- GraphError                   a graph cannot be opened or does not fit the manifest
     +-- GoldenError                  golden rows do not score as recorded
+    +-- BundleRefused                what a reference leads to does not load, or there is no room for it
     +-- RoutingError                 a routing file is wrong, or its bundles cannot serve its domains
     +-- TokensError                  a file of bearer tokens cannot be used
     +-- ReplayError                  there are no exposures to replay
@@ -264,6 +265,10 @@ class GraphError(StartupError):
 
 class GoldenError(StartupError):
     """Golden rows are missing, malformed, or do not score as recorded."""
+
+
+class BundleRefused(StartupError):
+    """The bundle that a reference leads to cannot be loaded, or does not fit beside those that are open."""
 
 
 class RoutingError(StartupError):

@@ -51,6 +51,17 @@ class Settings(BaseSettings):
     unknown_domain: Literal["manifest", "reject", "zero_shot"] = Field(
         default="manifest", description="What an unlisted domain gets; `manifest` leaves it to the bundle."
     )
+    alias_poll_s: float = Field(
+        default=2.0,
+        ge=0,
+        description="Time between looks at the store's aliases, whose change loads another bundle; 0: never.",
+    )
+    max_bundles_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="Most estimated memory of all open bundles of a worker, the one to be replaced included; "
+        "0: no bound.",
+    )
     routing_file: Path | None = Field(
         default=None, description="YAML of experiments and routing by maturity; none: all by the alias."
     )

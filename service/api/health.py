@@ -29,7 +29,8 @@ def health_router(serving: Serving) -> APIRouter:
         if serving.state is not State.READY or serving.scorer is None:
             raise NotReady(serving.reason)
         routing = {} if serving.routing is None else {"routing": serving.routing.describe()}
-        return {"status": "ready", "bundle": serving.scorer.loaded.bundle_id, **routing}
+        bundle = {"bundle": serving.scorer.loaded.bundle_id, "reload": serving.describe()}
+        return {"status": "ready", **bundle, **routing}
 
     return router
 

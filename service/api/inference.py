@@ -137,7 +137,8 @@ class InferEndpoint:
         tensors = read_tensors(request.inputs, binary, wanted, max_rows=self._limits.max_items)
         rows = make_rows(loaded, key, tensors)
         try:
-            scores = await self._runner.run(loaded.predictors[key], rows, deadline)
+            with loaded.leases:
+                scores = await self._runner.run(loaded.predictors[key], rows, deadline)
         except NotFiniteError as error:
             raise InvalidRequest(
                 f"graph '{key}' gives no finite number for row {error.row} of these inputs", field="$.inputs"

@@ -121,8 +121,9 @@ class ScoreEndpoint:
         self, scope: Mapping[str, Any], receive: Receive, send: Send, deadline: Deadline, request_id: str
     ) -> None:
         declared = check_headers(scope["headers"])
-        scorer, metrics = self._serving.require()
+        self._serving.require()
         body = await read_body(receive, declared, max_bytes=self._max_body_bytes, deadline=deadline)
+        scorer, metrics = self._serving.require()  # the bundle may have changed while the body came
         read = time.perf_counter()
         request = decode(body)
         if request.request_id and len(request.request_id) <= self._limits.max_string_length:

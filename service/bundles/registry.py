@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.bundles.leases import Leases
 from service.contract.bundle import GOLDEN_FILE, Bundle
 from service.contract.encode import EntityEncoder
-from service.contract.manifest import InputSource
+from service.contract.manifest import InputSource, Manifest
 from service.contract.schema import Entity, FeatureSchema
 from service.contract.store import ModelStore
 from service.errors import GraphError
@@ -68,6 +69,7 @@ class LoadedBundle:
         source: Stored features.
         golden_error: Largest |score - expected| over the golden rows, by graph.
         load_s: Seconds it took.
+        leases: Requests that score on it now; shared by all copies of one loaded bundle.
     """
 
     bundle: Bundle
@@ -79,6 +81,7 @@ class LoadedBundle:
     source: FeatureSource
     golden_error: dict[str, float]
     load_s: float
+    leases: Leases = field(default_factory=Leases, compare=False)
 
     @cached_property
     def bundle_id(self) -> str:
@@ -89,6 +92,11 @@ class LoadedBundle:
     def version(self) -> str:
         """Short id for labels and logs: 12 hex digits."""
         return self.bundle_id[:12]
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """Estimate of the memory it takes."""
+        return estimate_bytes(self.bundle.manifest)
 
     @classmethod
     def load(
@@ -134,6 +142,13 @@ class LoadedBundle:
         routes, unknown = _routes(bundle, predictors, unknown_domain)
         load_s = time.perf_counter() - begun
         return cls(bundle, alias, predictors, routes, unknown, encoders, source, golden_error, load_s)
+
+
+def estimate_bytes(manifest: Manifest) -> int:
+    """Memory of an open bundle, about: the files of its graphs, weights and feature snapshot."""
+    files = {name for graph in manifest.graphs.values() for name in (graph.file, *graph.external_files)}
+    files |= {name for kept in manifest.features.values() for name in (kept.ids, kept.ints, kept.floats)}
+    return sum(manifest.files[name].num_bytes for name in files)
 
 
 def _routes(
@@ -207,4 +222,4 @@ def _warm_up(predictor: Predictor, encoders: Encoders, domain: NDArray[np.int64]
             predictor.clock.record(num_rows, (time.perf_counter() - begun) * 1000)
 
 
-__all__ = ["LoadedBundle", "Route"]
+__all__ = ["LoadedBundle", "Route", "estimate_bytes"]

@@ -87,6 +87,10 @@ class Scorer:
             DeadlineExceeded: The time ran out before the scores were there.
             GraphRunError: The graph failed.
         """
+        with self.loaded.leases:
+            return await self._score(query, deadline)
+
+    async def _score(self, query: Query, deadline: Deadline) -> Scored:
         begun = time.perf_counter()
         route = self.route(query.domain)
         user, items = await self.loaded.source.fetch(

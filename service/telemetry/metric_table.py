@@ -155,6 +155,23 @@ TABLE: tuple[Metric, ...] = (
         across_workers="max",
     ),
     Metric(
+        "counter",
+        "ctr_bundle_reloads_total",
+        "Looks for another default bundle by result: loaded, unchanged or refused.",
+        ("result",),
+    ),
+    Metric(
+        "gauge",
+        "ctr_bundle_stale_workers",
+        "Workers that serve by their last good bundle, since what the alias names now is refused.",
+    ),
+    Metric(
+        "gauge",
+        "ctr_bundle_open_bytes",
+        "Estimated memory of all open bundles, those that still drain included; the largest of all workers.",
+        across_workers="max",
+    ),
+    Metric(
         "gauge",
         "ctr_routing_info",
         "1 for the routing file that serves, by the digest of its text.",

@@ -19,6 +19,7 @@ from service.telemetry.exposition import Exposition
 from service.telemetry.feature_metrics import FeatureMetrics, GroupMetrics
 from service.telemetry.instruments import Instruments
 from service.telemetry.metric_table import NO_ARM, NO_VERSION, STATUSES, TABLE, Metric
+from service.telemetry.reload_metrics import ReloadMetrics
 from service.telemetry.routing_metrics import RoutingMetrics
 from service.telemetry.score_metrics import BundleMetrics
 from service.telemetry.slots import KEYS_SUFFIX, SlotFiles, Slots
@@ -60,6 +61,7 @@ class Metrics:
         self.features = FeatureMetrics(made)
         self.routing = RoutingMetrics(made)
         self.worker = WorkerMetrics(made, "0" if file is None else file.name.rpartition("-")[2])
+        self.reloads = ReloadMetrics(made)
 
     def answered(self, version: str, status: int, code: str, *, arm: str = NO_ARM) -> None:
         """Count a problem document."""
@@ -111,6 +113,11 @@ class Metrics:
         if len(self._retired) > RETIRED_SHOWN:
             self._slots.hide(self._retired.popleft(), hidden=True)
 
+    def close_bundle(self, version: str) -> None:
+        """Take note that a bundle was closed: it serves under no alias, not even one that came to nothing."""
+        for model, _, alias in [use for use in self._serving if use[1] == version]:
+            self.retire_bundle(model=model, version=version, alias=alias)
+
     def render(self) -> bytes:
         """The text a scrape gets, over all workers."""
         self._look_for_siblings()
@@ -155,6 +162,7 @@ __all__ = [
     "GroupMetrics",
     "Metric",
     "Metrics",
+    "ReloadMetrics",
     "RoutingMetrics",
     "WorkerMetrics",
     "forget_worker",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +64,4 @@ async def refresh(app: Application) -> bool:
     routing = app.serving.routing
     if routing is None:
         raise AssertionError("the app has no routing")
-    replaced = await asyncio.to_thread(routing.refresh)
-    if replaced is not None:
-        replaced.close()
-    return replaced is not None
+    return await routing.refresh()

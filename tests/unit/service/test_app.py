@@ -110,7 +110,7 @@ def test_before_loading_the_answer_is_503(small):
 def test_an_unexpected_load_failure_is_not_shown(small):
     async def use():
         app = create_app(Settings(store=small.store))
-        app.serving._load = lambda: 1 / 0
+        app.serving.pool.open = lambda ids: 1 / 0
         await app.serving.load()
         app.serving.close()
         return app.serving
