@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from service import cli_features
+from service.cli_check import check, check_before_serving
 from service.cli_replay import replay
 from service.cli_settings import fail, option, read_settings
 from service.contract.errors import ContractError
 from service.errors import RuntimeMissingError, StartupError
 from service.settings import Settings
+from service.telemetry.log import configure_logging
 
 if TYPE_CHECKING:
     from service.bundles.registry import LoadedBundle
@@ -28,6 +27,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(cli_features.app, name="features")
+app.command()(check)
 app.command()(replay)
 
 
@@ -73,7 +73,7 @@ def run(
         log_level=log_level,
     )
     try:
-        _check_folders(settings)
+        check_before_serving(settings)
         if settings.workers > 1:
             from service.supervisor import Supervisor
 
@@ -86,39 +86,6 @@ def run(
     except (StartupError, OSError) as error:
         fail(f"cannot serve on {settings.host}:{settings.port}: {error}")
     raise typer.Exit(code)
-
-
-@app.command()
-def check(
-    store: Annotated[Path | None, option("store")] = None,
-    alias: Annotated[str | None, option("alias")] = None,
-    device: Annotated[str | None, option("device")] = None,
-    routing: Annotated[Path | None, option("routing_file")] = None,
-    feature_source: Annotated[str | None, option("feature_source")] = None,
-    redis_url: Annotated[str | None, option("redis_url")] = None,
-) -> None:
-    """Open a bundle, verify every file, replay its golden rows; exit 1 with the reason if it is unfit.
-
-    With a routing file: also every bundle it names, and whether each can serve the domains it is to serve.
-    """
-    settings = read_settings(
-        store=store,
-        alias=alias,
-        device=device,
-        routing_file=routing,
-        feature_source=feature_source,
-        redis_url=redis_url,
-    )
-    try:
-        _check_folders(settings)
-    except StartupError as error:
-        fail(str(error))
-    loaded = _load(settings)
-    Console().print(_report(loaded))
-    if settings.routing_file is not None:
-        Console().print(_routing_report(settings, loaded))
-    if _store_answers(settings) is False:
-        typer.secho(f"ctr-serve: no answer: {loaded.source.describe()}; requests would be degraded", err=True)
 
 
 @app.command()
@@ -146,18 +113,6 @@ def _load(settings: Settings) -> LoadedBundle:
         fail(str(error))
 
 
-def _check_folders(settings: Settings) -> None:
-    """Try the folders of exposures and feedback, and read the tokens, before anything is served."""
-    from service.api.auth import Tokens
-    from service.events import check_folders
-    from service.telemetry.trace import check_extra
-
-    check_folders(settings)
-    check_extra(settings.otlp_endpoint)
-    if settings.tokens_file is not None:
-        Tokens.read(settings.tokens_file)
-
-
 def _sources(settings: Settings) -> FeatureSources:
     from service.features.opening import FeatureSources
     from service.telemetry.metrics import Metrics
@@ -165,58 +120,9 @@ def _sources(settings: Settings) -> FeatureSources:
     return FeatureSources(settings, Metrics().features)
 
 
-def _store_answers(settings: Settings) -> bool | None:
-    """Whether the feature store can be reached; None where there is none."""
-    return asyncio.run(_sources(settings).probe())
-
-
-def _routing_report(settings: Settings, loaded: LoadedBundle) -> Table:
-    """What a checked routing file decides, one line per arm."""
-    from service.app import check_routing
-
-    try:
-        table = check_routing(settings, _sources(settings), loaded)
-    except StartupError as error:
-        fail(str(error))
-    shown = Table(title=f"{settings.routing_file}, digest {table.digest}", caption=table.describe())
-    for column in ("experiment", "domains", "unit", "arm", "share", "bundle"):
-        shown.add_column(column)
-    for experiment in table.config.experiments:
-        domains = "all" if experiment.domains == "all" else str(len(experiment.domains))
-        for arm, spans in zip(experiment.arms, experiment.spans, strict=True):
-            share = sum(end - start for start, end in spans)
-            control = " (control)" if arm.name == experiment.control_arm else ""
-            shown.add_row(
-                experiment.name,
-                domains,
-                experiment.unit,
-                arm.name + control,
-                f"{share:.4g}",
-                arm.bundle or "default",
-            )
-    return shown
-
-
-def _report(loaded: LoadedBundle) -> Table:
-    """What a checked bundle holds, one line per graph."""
-    manifest = loaded.bundle.manifest
-    table = Table(
-        title=f"{manifest.name} ({manifest.model}), bundle {loaded.version}, alias {loaded.alias}",
-        caption=f"{len(manifest.domains)} domains; {loaded.source.describe()}; "
-        f"verified and warm in {loaded.load_s:.2f} s",
-    )
-    for column in ("graph", "form", "precision", "domains", "golden max error", "ms at 100 rows"):
-        table.add_column(column)
-    for key, graph in manifest.graphs.items():
-        domains = sum(entry.graph == key for entry in manifest.domains.values())
-        run_ms = loaded.predictors[key].clock.expected_ms(100)
-        error = loaded.golden_error[key]
-        table.add_row(key, graph.form, graph.precision, str(domains), f"{error:.2g}", f"{run_ms:.3f}")
-    return table
-
-
 def main() -> None:
-    """Entry point of the console script."""
+    """Entry point of the console script; what a command prints must not be mixed with log records."""
+    configure_logging("warning")
     app()
 
 

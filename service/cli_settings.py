@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import typer
 from pydantic import ValidationError
 
+from service.errors import SettingsError
 from service.settings import Settings, unknown_variables
 
 NEVER_SHOWN = "redis_url"  # it may hold a password
@@ -20,10 +21,14 @@ def option(name: str) -> Any:
     return typer.Option(help=about, show_default=False)
 
 
-def read_settings(**given: Any) -> Settings:
-    """Settings from options over the environment; anything wrong ends the command."""
+def load_settings(**given: Any) -> Settings:
+    """Settings from options over the environment.
+
+    Raises:
+        SettingsError: A variable with our prefix is no setting, or a value is not allowed.
+    """
     if odd := unknown_variables(os.environ):
-        fail(
+        raise SettingsError(
             f"unknown variables {', '.join(odd)}; the settings are {', '.join(sorted(Settings.model_fields))}"
         )
     try:
@@ -32,17 +37,28 @@ def read_settings(**given: Any) -> Settings:
         problem = error.errors()[0]
         name = ".".join(map(str, problem["loc"]))
         if not name:  # settings that do not go together; the message names them
-            fail(f"settings: {problem['msg']}")
-        fail(
-            f"setting {name}: {problem['msg']}"
-            + ("" if name == NEVER_SHOWN else f", got {problem['input']!r}")
-        )
+            raise SettingsError(f"settings: {problem['msg']}") from None
+        shown = "" if name == NEVER_SHOWN else f", got {problem['input']!r}"
+        raise SettingsError(f"setting {name}: {problem['msg']}{shown}") from None
+
+
+def read_settings(**given: Any) -> Settings:
+    """As `load_settings`, but anything wrong ends the command."""
+    try:
+        return load_settings(**given)
+    except SettingsError as error:
+        fail(str(error))
+
+
+def complain(reason: str) -> None:
+    """Say on stderr what is wrong."""
+    typer.secho(f"ctr-serve: {reason}", err=True, fg=typer.colors.RED)
 
 
 def fail(reason: str) -> NoReturn:
     """End the command with the reason on stderr and exit code 1."""
-    typer.secho(f"ctr-serve: {reason}", err=True, fg=typer.colors.RED)
+    complain(reason)
     raise typer.Exit(1)
 
 
-__all__ = ["fail", "option", "read_settings"]
+__all__ = ["complain", "fail", "load_settings", "option", "read_settings"]

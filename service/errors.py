@@ -26,6 +26,7 @@
     +-- GoldenError                  golden rows do not score as recorded
     +-- BundleRefused                what a reference leads to does not load, or there is no room for it
     +-- RoutingError                 a routing file is wrong, or its bundles cannot serve its domains
+    +-- SettingsError                a setting is unknown, or its value not allowed
     +-- TokensError                  a file of bearer tokens cannot be used
     +-- ReplayError                  there are no exposures to replay
 
@@ -273,6 +274,10 @@ class BundleRefused(StartupError):
 
 class RoutingError(StartupError):
     """A routing file contradicts itself, or names bundles that cannot serve its domains."""
+
+
+class SettingsError(StartupError):
+    """A setting is unknown, or its value is not allowed."""
 
 
 class TokensError(StartupError):
