@@ -1,23 +1,33 @@
-"""Logs: one JSON object a line on stderr, records of libraries included.
+"""Logs: one JSON object a line on stderr, records and warnings of libraries included.
 
-Every record of a request carries its `request_id`. Formatting happens only for records that are
-written, so a quiet request costs nothing.
+Every record of a request carries its `request_id`; of one to `/score` also the `version` and `arm` that
+answered. Formatting happens only for records that are written, so a quiet request costs nothing. Invariant:
+a line is JSON whatever was put into it; numbers that JSON does not have are written as text.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from typing import Any
 
 import structlog
-from structlog.types import Processor
+from structlog.types import EventDict, Processor
 
 _SHARED: tuple[Processor, ...] = (
     structlog.stdlib.add_log_level,
     structlog.stdlib.add_logger_name,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 )
+
+
+def _finite(_: Any, __: str, record: EventDict) -> EventDict:
+    """Turn `NaN` and infinities, which are no JSON, into text."""
+    for key, value in record.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            record[key] = repr(value)
+    return record
 
 
 def configure_logging(level: str) -> None:
@@ -27,6 +37,7 @@ def configure_logging(level: str) -> None:
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.processors.format_exc_info,
+            _finite,
             structlog.processors.JSONRenderer(),
         ],
     )
@@ -35,6 +46,7 @@ def configure_logging(level: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
+    logging.captureWarnings(capture=True)
     for noisy in ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
     structlog.configure(
