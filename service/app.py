@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,7 +18,7 @@ from service.api.info import info_router
 from service.api.middleware import REQUEST_ID, App, Message, ProblemMiddleware
 from service.api.model import model_router
 from service.api.observe import RequestObserver
-from service.api.openapi import merge_feedback, merge_score
+from service.api.openapi import complete
 from service.api.respond import PROBLEM, problem_body, problem_headers
 from service.api.score import PATH, ScoreEndpoint
 from service.api.translate import Limits
@@ -253,7 +254,7 @@ def _control_app(
 
     def document() -> dict[str, Any]:
         loaded = None if serving.scorer is None else serving.scorer.loaded
-        return merge_feedback(merge_score({**plain_document()}, loaded))
+        return complete(copy.deepcopy(plain_document()), loaded)
 
     app.openapi = document  # type: ignore[method-assign]
     app.add_exception_handler(ServiceError, _problem)
@@ -278,7 +279,7 @@ def openapi_document(loaded: LoadedBundle | None) -> dict[str, Any]:
     control = _control_app(
         app.serving, FeatureSources(settings, metrics.features), EventLogs(settings, metrics.events)
     )
-    return merge_feedback(merge_score(control.openapi(), loaded))
+    return complete(control.openapi(), loaded)
 
 
 __all__ = ["Application", "check_routing", "create_app", "load_bundle", "make_routing", "openapi_document"]

@@ -117,9 +117,10 @@ class InferEndpoint:
         match = _PATH.match(scope["path"])
         if match is None:
             raise NotFound("infer is at /v2/models/NAME/infer and /v2/models/NAME/versions/VERSION/infer")
-        loaded = find_bundle(self._serving, match["name"], match["version"])
+        find_bundle(self._serving, match["name"], match["version"])
         declared = check_headers(scope["headers"], json_only=False)
         body = await read_body(receive, declared, max_bytes=self._max_body_bytes, deadline=deadline)
+        loaded = find_bundle(self._serving, match["name"], match["version"])  # may have changed meanwhile
         text, binary = split_body(scope["headers"], body)
         request = decode_as(decode_infer, text)
         if len(request.id) > self._limits.max_string_length:

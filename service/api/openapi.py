@@ -1,145 +1,228 @@
-"""The OpenAPI entries of `/score` and `/feedback`, made from the msgspec structs and the error tree.
+"""The OpenAPI document: FastAPI's own routes tidied, and those that stand in front of it added.
 
-With a bundle loaded, the examples name its own domains, users, items and features: they run as shown.
+Schemas come from the msgspec structs that decode and encode, statuses from the error classes. Invariant:
+every route of the public port is in it, with every status that it answers with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
-from service.api.feedback import FeedbackReply, FeedbackRequest
+from service.api.examples import Examples, feedback_examples, infer_examples, path_examples, score_examples
+from service.api.feedback import FEEDBACK_PATH, FeedbackReply, FeedbackRequest
 from service.api.schemas import Problem, ScoreReply, ScoreRequest
+from service.api.score import PATH
+from service.api.tensors import InferReply, InferRequest
 from service.bundles.registry import LoadedBundle
-from service.contract.schema import Entity, FeatureSchema, NumericFeature
 from service.errors import (
-    ANSWERED,
+    BodyTooLarge,
+    DeadlineExceeded,
     FeedbackUnavailable,
+    Forbidden,
+    InternalError,
+    InvalidRequest,
+    MalformedBody,
+    NoItems,
     NotFound,
     NotReady,
+    Overloaded,
     ServiceError,
+    TooLong,
+    TooManyItems,
+    Unauthorized,
     UnknownDomain,
     UnknownModel,
+    UnsupportedMediaType,
 )
 
-REF_TEMPLATE = "#/components/schemas/{name}"
-ELSEWHERE = (NotFound, UnknownModel)
-FEEDBACK_ONLY = (FeedbackUnavailable,)
-SCORE_ONLY = (UnknownDomain, NotReady)
+REF_TEMPLATE: Final = "#/components/schemas/{name}"
+INFER_PATHS: Final = {
+    "/v2/models/{name}/infer": "infer",
+    "/v2/models/{name}/versions/{number}/infer": "infer_version",
+}
+ANY_BODY: Final = (
+    MalformedBody,
+    Unauthorized,
+    BodyTooLarge,
+    UnsupportedMediaType,
+    InvalidRequest,
+    TooLong,
+    Overloaded,
+    InternalError,
+    DeadlineExceeded,
+)
+"""What every route that reads a body may answer."""
+SCORE_ERRORS: Final = (*ANY_BODY, Forbidden, UnknownDomain, NoItems, TooManyItems, NotReady)
+FEEDBACK_ERRORS: Final = (*ANY_BODY, NotFound, NoItems, TooManyItems, FeedbackUnavailable)
+INFER_ERRORS: Final = (*ANY_BODY, UnknownModel, NotReady)
+GET_ERRORS: Final = {
+    "/health/startup": (NotReady,),
+    "/health/ready": (NotReady,),
+    "/v2/health/ready": (NotReady,),
+    "/v2/models/{name}": (UnknownModel, NotReady),
+    "/v2/models/{name}/versions/{number}": (UnknownModel, NotReady),
+    "/v2/models/{name}/ready": (UnknownModel, NotReady),
+    "/v2/models/{name}/versions/{number}/ready": (UnknownModel, NotReady),
+}
+STRUCTS: Final = (
+    ScoreRequest,
+    ScoreReply,
+    FeedbackRequest,
+    FeedbackReply,
+    InferRequest,
+    InferReply,
+    Problem,
+)
+REQUEST_ID: Final = {
+    "name": "x-request-id",
+    "in": "header",
+    "required": False,
+    "description": "Echoed where it is plain and the body names none; generated otherwise.",
+    "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:/+=@-]{1,128}$"},
+}
+HEADER_LENGTH: Final = {
+    "name": "inference-header-content-length",
+    "in": "header",
+    "required": False,
+    "description": "Bytes of the JSON at the beginning of a body whose tensors follow as bytes.",
+    "schema": {"type": "integer", "minimum": 0},
+}
+BYTES: Final = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 
 
-def merge_score(document: dict[str, Any], loaded: LoadedBundle | None) -> dict[str, Any]:
-    """Add `POST /score` and its schemas to FastAPI's document.
+def complete(document: dict[str, Any], loaded: LoadedBundle | None) -> dict[str, Any]:
+    """Make FastAPI's document whole.
 
     Args:
         document: As FastAPI made it; changed in place and returned.
         loaded: Gives the examples; None gives generic ones.
     """
-    schemas, components = msgspec.json.schema_components(
-        (ScoreRequest, ScoreReply, Problem), ref_template=REF_TEMPLATE
-    )
-    request, reply, problem = schemas
-    document.setdefault("components", {}).setdefault("schemas", {}).update(components)
-    document.setdefault("paths", {})["/score"] = {
-        "post": {
-            "tags": ["score"],
-            "summary": "Click probabilities of N candidates for one user in one domain",
-            "operationId": "score",
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": request, "examples": examples(loaded)}},
-            },
-            "responses": {
-                "200": {
-                    "description": "Scores in the order of the items",
-                    "content": {"application/json": {"schema": reply}},
-                },
-                **_problems(problem),
-            },
-        }
+    schemas, components = msgspec.json.schema_components(STRUCTS, ref_template=REF_TEMPLATE)
+    schema = dict(zip(STRUCTS, schemas, strict=True))
+    paths = document.setdefault("paths", {})
+    for path, operations in paths.items():
+        if "get" in operations:
+            _tidy(path, operations["get"], loaded)
+    paths[PATH] = {
+        "post": _post(
+            "score",
+            "Click probabilities of N candidates for one user in one domain",
+            schema[ScoreRequest],
+            score_examples(loaded),
+            ("200", "Scores in the order of the items", schema[ScoreReply]),
+            SCORE_ERRORS,
+        )
+    }
+    paths[FEEDBACK_PATH] = {
+        "post": _post(
+            "feedback",
+            "What came of scored items; may be sent in parts and more than once",
+            schema[FeedbackRequest],
+            feedback_examples(),
+            ("202", "Everything sent is on disk", schema[FeedbackReply]),
+            FEEDBACK_ERRORS,
+        )
+    }
+    for path, name in INFER_PATHS.items():
+        paths[path] = {"post": _infer(path, name, schema, loaded)}
+    found = document.setdefault("components", {})
+    found["schemas"] = dict(sorted(components.items()))
+    found["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer", "description": "Needed where CTR_TOKENS_FILE is set."}
     }
     return document
 
 
-def merge_feedback(document: dict[str, Any]) -> dict[str, Any]:
-    """Add `POST /feedback` and its schemas to the document, in place."""
-    (request, reply, problem), components = msgspec.json.schema_components(
-        (FeedbackRequest, FeedbackReply, Problem), ref_template=REF_TEMPLATE
-    )
-    document.setdefault("components", {}).setdefault("schemas", {}).update(components)
-    items = [{"id": "i7", "click": 1, "value": 12.5}, {"id": "i8", "click": 0}]
-    example = {"request_id": "request-id-of-a-score-reply", "items": items}
-    document.setdefault("paths", {})["/feedback"] = {
-        "post": {
-            "tags": ["feedback"],
-            "summary": "What came of scored items; may be sent in parts and more than once",
-            "operationId": "feedback",
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": request, "example": example}},
-            },
-            "responses": {
-                "202": {
-                    "description": "Everything sent is on disk",
-                    "content": {"application/json": {"schema": reply}},
-                },
-                **_problems(problem, (*FEEDBACK_ONLY, NotFound), leave_out=SCORE_ONLY),
-            },
-        }
-    }
-    return document
-
-
-def _problems(
-    schema: dict[str, Any],
-    also: Sequence[type[ServiceError]] = (),
-    leave_out: Sequence[type[ServiceError]] = (),
-) -> dict[str, Any]:
+def problems(errors: Sequence[type[ServiceError]]) -> dict[str, Any]:
+    """Responses by status, with the codes that each stands for."""
     by_status: dict[str, list[str]] = {}
-    left_out = {*ELSEWHERE, *FEEDBACK_ONLY, *leave_out} - {*also}
-    for error in ANSWERED:
-        if error not in left_out:
-            by_status.setdefault(str(error.status), []).append(f"`{error.code}`: {error.title}")
+    for error in errors:
+        by_status.setdefault(str(error.status), []).append(f"`{error.code}`: {error.title}")
     return {
         status: {
             "description": "; ".join(lines),
-            "content": {"application/problem+json": {"schema": schema}},
+            "content": {
+                "application/problem+json": {"schema": {"$ref": REF_TEMPLATE.format(name="Problem")}}
+            },
             **({"headers": {"retry-after": {"schema": {"type": "integer"}}}} if status == "429" else {}),
         }
         for status, lines in sorted(by_status.items())
     }
 
 
-def examples(loaded: LoadedBundle | None) -> dict[str, Any]:
-    """Request bodies by name."""
-    if loaded is None:
-        domain, users, items, feature = "tab_1", ["u42"], ["i7", "i8"], None
-    else:
-        domain = next(iter(loaded.routes))
-        users = loaded.source.first_ids(Entity.USER, 1) or ["u42"]
-        items = loaded.source.first_ids(Entity.ITEM, 2) or ["i7", "i8"]
-        feature = _numeric_item_feature(loaded.bundle.schema)
-    user = {"id": users[0]}
-    rows = {"domain": domain, "user": user, "items": [{"id": item} for item in items]}
-    shown: dict[str, Any] = {
-        "ids as rows": {"value": rows},
-        "ids by column": {"value": {**rows, "items": {"id": items}}},
+def _post(
+    name: str,
+    summary: str,
+    request: dict[str, Any],
+    examples: Examples,
+    reply: tuple[str, str, dict[str, Any]],
+    errors: Sequence[type[ServiceError]],
+) -> dict[str, Any]:
+    status, description, schema = reply
+    return {
+        "tags": [name],
+        "summary": summary,
+        "operationId": name,
+        "security": [{}, {"bearer": []}],
+        "parameters": [REQUEST_ID],
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": request, "examples": examples}},
+        },
+        "responses": {
+            status: {"description": description, "content": {"application/json": {"schema": schema}}},
+            **problems(errors),
+        },
     }
-    if feature is not None:
-        changed = [{"id": item, "features": {feature.name: _number(feature)}} for item in items]
-        shown["stored feature overridden"] = {"value": {**rows, "items": changed, "request_id": "example-3"}}
-    return shown
 
 
-def _numeric_item_feature(schema: FeatureSchema) -> NumericFeature | None:
-    numeric = (f for f in schema.of_entity(Entity.ITEM) if isinstance(f, NumericFeature))
-    return next(numeric, None)
+def _infer(path: str, name: str, schema: dict[Any, Any], loaded: LoadedBundle | None) -> dict[str, Any]:
+    operation = _post(
+        name,
+        "Output of a graph for tensors that the caller encoded (Open Inference Protocol)",
+        schema[InferRequest],
+        infer_examples(loaded),
+        ("200", "The graph's output, as JSON or as bytes after the JSON", schema[InferReply]),
+        INFER_ERRORS,
+    )
+    operation["tags"] = ["model"]
+    values = path_examples(loaded)
+    names = [key for key in values if f"{{{key}}}" in path]
+    operation["parameters"] = [_path_parameter(key, values[key]) for key in names]
+    operation["parameters"] += [REQUEST_ID, HEADER_LENGTH]
+    for part in (operation["requestBody"], operation["responses"]["200"]):
+        part["content"] = {**part["content"], **BYTES}
+    return operation
 
 
-def _number(feature: NumericFeature) -> Any:
-    return 1.5 if feature.width == 1 else [1.5] * feature.width
+def _tidy(path: str, operation: dict[str, Any], loaded: LoadedBundle | None) -> None:
+    """Say what a route of FastAPI's really answers; parameters are text, which is never invalid."""
+    responses = operation["responses"]
+    responses.pop("422", None)
+    responses.update(problems((*GET_ERRORS.get(path, ()), InternalError)))
+    values = path_examples(loaded)
+    if "parameters" in operation:
+        operation["parameters"] = [
+            _path_parameter(p["name"], values[p["name"]]) for p in operation["parameters"]
+        ]
+    if path == "/metrics":
+        responses["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
 
 
-__all__ = ["examples", "merge_feedback", "merge_score"]
+def _path_parameter(name: str, example: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string"},
+        "description": "Of the model."
+        if name == "name"
+        else "Id of a bundle, or its first 6 characters or more.",
+        "example": example,
+    }
+
+
+__all__ = ["complete", "problems"]

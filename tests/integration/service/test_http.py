@@ -310,7 +310,8 @@ def test_metadata_names_bundle_domains_and_experts(client, small):
 def test_openapi_describes_score_and_its_examples_run(client):
     document = client.get("/openapi.json").json()
     score = document["paths"]["/score"]["post"]
-    assert {"200", "400", "404", "413", "415", "422", "429", "503", "504"} <= set(score["responses"])
+    statuses = {"200", "400", "401", "403", "404", "413", "415", "422", "429", "500", "503", "504"}
+    assert set(score["responses"]) == statuses
     examples = score["requestBody"]["content"]["application/json"]["examples"]
     assert len(examples) == 3
     for example in examples.values():
