@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 
 from service.telemetry.metric_table import Metric
-from service.telemetry.slots import Hidden, Labels, SlotSource
+from service.telemetry.slots import Hidden, Labels, Record, SlotSource
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PIECE_S = 0.0003
@@ -67,14 +67,9 @@ class Exposition:
         """The text in pieces of a series; empty ones while what is there is being read."""
         numbers: list[array[float]] = []
         for process, source in enumerate(self._sources):
-            for record in source.records():
-                if isinstance(record, Hidden):
-                    (self._hidden[process].add if record.hidden else self._hidden[process].discard)(
-                        record.version
-                    )
-                else:
-                    series = self._places.setdefault(record.name, {})
-                    series.setdefault(record.labels, []).append((process, record.start, record.count))
+            while records := source.records():
+                for record in records:
+                    self._take(process, record)
                 yield ""
             numbers.append(source.numbers())
             yield ""
@@ -85,6 +80,14 @@ class Exposition:
                 if hidden and VERSION in row.labels and labels[row.labels.index(VERSION)] in hidden:
                     continue
                 yield self._series(row, labels, [numbers[p][start : start + n] for p, start, n in places])
+
+    def _take(self, process: int, record: Record) -> None:
+        if isinstance(record, Hidden):
+            hidden = self._hidden[process]
+            (hidden.add if record.hidden else hidden.discard)(record.version)
+        else:
+            series = self._places.setdefault(record.name, {})
+            series.setdefault(record.labels, []).append((process, record.start, record.count))
 
     def _series(self, row: Metric, labels: Labels, parts: Sequence[Sequence[float]]) -> str:
         prefixes = self._prefixes.get((row.name, labels))

@@ -22,6 +22,10 @@ SLOT_BYTES = 8
 CHUNK_BYTES = CHUNK_SLOTS * SLOT_BYTES
 KEYS_SUFFIX = ".keys"
 SLOTS_SUFFIX = ".slots"
+BATCH = 100
+"""Records handed out at a time: some tenths of a millisecond to read."""
+READ_BYTES = 1 << 16
+"""Of keys, read at a time; many times the longest line."""
 
 Labels = tuple[str, ...]
 
@@ -57,8 +61,8 @@ _decode_line = msgspec.json.Decoder(Record).decode
 class SlotSource(Protocol):
     """Where a scrape reads the numbers of one process."""
 
-    def records(self) -> Iterable[Record]:
-        """Records since the last call."""
+    def records(self) -> list[Record]:
+        """The next records, `BATCH` at most; none when all were handed out."""
 
     def numbers(self) -> array[float]:
         """A copy of all slots."""
@@ -112,9 +116,9 @@ class Slots:
                     self._view(claim)[:] = memoryview(array("d", bytes(claim.count * SLOT_BYTES)))
 
     def records(self) -> list[Record]:
-        """Records since the last call."""
+        """The next records, `BATCH` at most; none when all were handed out."""
         with self._lock:
-            news, self._news = self._news, []
+            news, self._news = self._news[:BATCH], self._news[BATCH:]
             return news
 
     def numbers(self) -> array[float]:
@@ -189,13 +193,13 @@ class SlotFiles:
         self._read = 0
 
     def records(self) -> list[Record]:
-        """Records since the last call; a line that is still being written is left for the next."""
+        """The next records, `BATCH` at most; a line that is still being written is left for later."""
         with self._path.with_suffix(KEYS_SUFFIX).open("rb") as file:
             file.seek(self._read)
-            fresh = file.read()
-        whole = fresh[: fresh.rfind(b"\n") + 1]
-        self._read += len(whole)
-        return [_decode_line(line) for line in whole.splitlines()]
+            fresh = file.read(READ_BYTES)
+        lines = fresh.split(b"\n")[:-1][:BATCH]
+        self._read += sum(len(line) + 1 for line in lines)
+        return [_decode_line(line) for line in lines]
 
     def numbers(self) -> array[float]:
         """A copy of all slots."""

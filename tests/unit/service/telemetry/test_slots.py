@@ -4,7 +4,14 @@ from array import array
 
 import pytest
 
-from service.telemetry.slots import CHUNK_SLOTS, Claim, Hidden, SlotFiles, Slots
+from service.telemetry.slots import BATCH, CHUNK_SLOTS, Claim, Hidden, SlotFiles, Slots
+
+
+def all_records(source):
+    found = []
+    while records := source.records():
+        found += records
+    return found
 
 
 @pytest.fixture(params=["memory", "files"])
@@ -21,7 +28,7 @@ def test_a_series_has_the_same_slots_every_time_and_they_never_move(path):
     first[0] = 5.0
     assert list(slots.claim("first", ("a",), 2)) == [5.0, 7.0]
     numbers = slots.numbers()
-    claims = {(claim.name, claim.labels): claim for claim in slots.records()}
+    claims = {(claim.name, claim.labels): claim for claim in all_records(slots)}
     for number in range(3 * CHUNK_SLOTS // 100):
         assert numbers[claims["filler", (str(number),)].start] == number
 
@@ -30,7 +37,7 @@ def test_claims_do_not_overlap(path):
     slots = Slots(path)
     for number in range(2000):
         slots.claim("x", (str(number),), 1 + number % 17)
-    taken = [slot for claim in slots.records() for slot in range(claim.start, claim.start + claim.count)]
+    taken = [slot for claim in all_records(slots) for slot in range(claim.start, claim.start + claim.count)]
     assert len(taken) == len(set(taken)) == sum(1 + number % 17 for number in range(2000))
 
 
@@ -84,3 +91,17 @@ def test_only_named_metrics_are_cleared(path):
     gauge[0], gauge[1], counter[0] = 1.0, 2.0, 3.0
     slots.clear(["gauge"])
     assert [*gauge, *counter] == [0.0, 0.0, 3.0]
+
+
+def test_records_are_handed_out_a_few_at_a_time_and_none_twice(tmp_path):
+    slots, sibling = Slots(tmp_path / "worker-0"), SlotFiles(tmp_path / "worker-0")
+    names = [f"x{number}" for number in range(2 * BATCH + 50)]
+    for name in names:
+        slots.claim(name, ("label",) * 3, 1)
+    for source in (slots, sibling):
+        sizes, found = [], []
+        while records := source.records():
+            sizes.append(len(records))
+            found += [claim.name for claim in records]
+        assert sizes == [BATCH, BATCH, 50]
+        assert found == names
