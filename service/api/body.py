@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from typing import Any
 
 from service.errors import BodyTooLarge, UnsupportedMediaType
@@ -62,19 +62,47 @@ async def read_body(receive: Receive, declared: int | None, *, max_bytes: int, d
         DeadlineExceeded: The caller took too long to send it.
         Disconnected: The caller left.
     """
+    steps = receive().__await__()
     try:
-        async with asyncio.timeout(max(deadline.remaining_s(), 0.0)):
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise Disconnected
-            body: bytes = message["body"]
-            if message.get("more_body"):
+        try:
+            waits_for = next(steps)
+        except StopIteration as done:  # the common case: no timer needed
+            message = done.value
+        else:
+            async with asyncio.timeout(max(deadline.remaining_s(), 0.0)):
+                message = await _Resumed(steps, waits_for)
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        body: bytes = message["body"]
+        if message.get("more_body"):
+            async with asyncio.timeout(max(deadline.remaining_s(), 0.0)):
                 return await _read_more(receive, body, declared, max_bytes)
     except TimeoutError:
         raise deadline.exceeded("body") from None
     if len(body) > max_bytes:
         raise too_large(len(body), max_bytes)
     return body
+
+
+class _Resumed:
+    """The rest of an awaitable whose first step was taken by hand, to see whether it waits at all.
+
+    Args:
+        steps: Its iterator.
+        waits_for: What the first step yielded.
+    """
+
+    def __init__(self, steps: Generator[Any, Any, Any], waits_for: Any) -> None:
+        self._steps = steps
+        self._waits_for = waits_for
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        try:
+            yield self._waits_for
+        except BaseException as error:
+            self._steps.throw(error)  # a cancelled wait ends the awaitable as well
+            raise
+        return (yield from self._steps)
 
 
 async def _read_more(receive: Receive, first: bytes, declared: int | None, max_bytes: int) -> bytes:

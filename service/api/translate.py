@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
@@ -21,6 +22,7 @@ _PATH = re.compile(r"^(?P<text>.*) - at `(?P<path>\$.*)`$", re.DOTALL)
 Decoded = TypeVar("Decoded")
 
 _SCALARS = {int, float, bool, type(None)}
+_STRINGS = {str}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,37 @@ def _from_rows(
     features = [item.features for item in items]
     if not any(features):
         return ids, {}
+    columns = _same_names(features, check, known)
+    if columns is None:
+        columns = _different_names(features, check, known)
+    return ids, columns
+
+
+def _same_names(
+    features: Sequence[Mapping[str, Any]], check: _Check, known: frozenset[str]
+) -> dict[str, ItemColumn] | None:
+    """Columns of rows that all name the same features; None when they do not."""
+    first = features[0]
+    if not first or set(map(len, features)) != {len(first)}:
+        return None
+    pick = itemgetter(*first)
+    try:
+        rows = list(map(pick, features))
+    except KeyError:
+        return None
+    columns: dict[str, ItemColumn] = {}
+    for name, values in zip(first, [rows] if len(first) == 1 else zip(*rows, strict=True), strict=True):
+        if name not in known:
+            _unknown_feature(name, known, "$.items[0].features")
+        check.column(values, f".features.{name}", range(len(features)))
+        columns[name] = ItemColumn(values)
+    return columns
+
+
+def _different_names(
+    features: Sequence[Mapping[str, Any]], check: _Check, known: frozenset[str]
+) -> dict[str, ItemColumn]:
+    """Columns of rows of which some lack a feature that others name."""
     names: dict[str, None] = {}
     for row, given in enumerate(features):
         for name in given.keys() - names.keys():
@@ -143,9 +176,9 @@ def _from_rows(
         except KeyError:
             rows = [row for row, given in enumerate(features) if name in given]
             column = ItemColumn([features[row][name] for row in rows], rows)
-        check.column(column.values, f".features.{name}", column.rows or range(len(items)))
+        check.column(column.values, f".features.{name}", column.rows or range(len(features)))
         columns[name] = column
-    return ids, columns
+    return columns
 
 
 def _unknown_feature(name: str, known: frozenset[str], path: str) -> NoReturn:
@@ -201,7 +234,9 @@ class _Check:
     def column(self, values: Sequence[Any], path: str, rows: Sequence[int] | None) -> None:
         """One value per row; `rows` when the items came as rows, whose path then differs."""
         types = set(map(type, values))
-        if types <= _SCALARS:
+        if types <= _SCALARS or (
+            types == _STRINGS and max(map(len, values)) <= self._limits.max_string_length
+        ):
             return
         for place, value in enumerate(values):
             kind = type(value)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,8 @@ from service.contract.schema import (
 Column = Sequence[Any] | NDArray[Any]
 IdOf = Callable[[Any], int]
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+_STRINGS = {str}
+_NUMBERS = {float, int, type(None)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +91,15 @@ def bucket_id(value: float, encoder: BucketiseEncoder) -> int:
     return FIRST_ID + int(np.searchsorted(encoder.boundaries, value, side="right"))
 
 
+def vocabulary_rows(encoder: VocabularyEncoder) -> dict[str, int]:
+    """Row of every listed value."""
+    return {value: FIRST_ID + i for i, value in enumerate(encoder.values)}
+
+
 def _id_function(encoder: IdEncoder) -> IdOf:
     """Function from one raw value to its id; raises TypeError or ValueError on values of a wrong kind."""
     if isinstance(encoder, VocabularyEncoder):
-        rows = {value: FIRST_ID + i for i, value in enumerate(encoder.values)}
+        rows = vocabulary_rows(encoder)
 
         def vocabulary(value: Any) -> int:
             if value is None:
@@ -130,7 +138,7 @@ def standardise(values: NDArray[np.float64], encoder: StandardiseEncoder) -> NDA
     moved = np.sign(values) * np.log1p(np.abs(values)) if encoder.transform == "log1p" else values
     with np.errstate(over="ignore"):  # an overflow is an infinity, which the clip then bounds
         scaled = np.clip((moved - encoder.mean) / encoder.std, -encoder.clip, encoder.clip)
-    return np.nan_to_num(scaled, nan=0.0).astype(np.float32)
+    return np.where(np.isnan(scaled), 0.0, scaled).astype(np.float32)
 
 
 class EntityEncoder:
@@ -145,6 +153,7 @@ class EntityEncoder:
         self.layout: EntityLayout = entity_layout(schema, entity)
         self._features: dict[str, StoredFeature] = {f.name: f for f in schema.of_entity(entity)}
         self._id_of: dict[str, IdOf] = {}
+        self._vocabularies: dict[str, dict[str, int]] = {}
         self._numeric: dict[str, StandardiseEncoder] = {}
         for slot in self.layout.slots:
             encoder: Encoder | None = schema.encoder(slot.encoder) if slot.encoder else None
@@ -152,6 +161,8 @@ class EntityEncoder:
                 self._numeric[slot.encoder] = encoder
             elif encoder is not None and slot.encoder not in self._id_of:
                 self._id_of[slot.encoder] = _id_function(encoder)
+                if isinstance(encoder, VocabularyEncoder):
+                    self._vocabularies[slot.encoder] = vocabulary_rows(encoder)
 
     @property
     def feature_names(self) -> frozenset[str]:
@@ -209,8 +220,11 @@ class EntityEncoder:
         block.ints[:, slot.start] = self._ids(slot, column)
 
     def _ids(self, slot: Slot, values: Column) -> list[int]:
-        id_of = self._id_of[slot.encoder]
         plain = values.tolist() if isinstance(values, np.ndarray) else values
+        rows = self._vocabularies.get(slot.encoder)
+        if rows is not None and set(map(type, plain)) == _STRINGS:
+            return list(map(rows.get, plain, repeat(UNKNOWN_ID)))
+        id_of = self._id_of[slot.encoder]
         try:
             return [id_of(value) for value in plain]
         except (TypeError, ValueError, OverflowError):
@@ -290,6 +304,9 @@ def _floats(feature: NumericFeature, column: Column) -> NDArray[np.float64]:
             row = int(np.flatnonzero(np.isinf(raw).any(axis=1))[0])
             raise EncodeError(feature.name, "expected a finite number or null, got inf", row=row)
         return raw
+    plain = _plain_numbers(column) if width == 1 else None
+    if plain is not None:
+        return plain[:, None]
     raw = np.full((n, width), np.nan)
     for row, value in enumerate(column):
         numbers = value if width > 1 else (value,)
@@ -306,6 +323,17 @@ def _floats(feature: NumericFeature, column: Column) -> NDArray[np.float64]:
                 feature.name, f"expected a finite number or null, got {_shown(value)}", row=row
             ) from None
     return raw
+
+
+def _plain_numbers(column: Column) -> NDArray[np.float64] | None:
+    """(n,) float64 of finite numbers and None, which becomes NaN; None where there is anything else."""
+    if not set(map(type, column)) <= _NUMBERS:
+        return None
+    try:
+        numbers = np.array(column, dtype=np.float64)
+    except OverflowError:
+        return None  # an integer beyond float64
+    return None if np.isinf(numbers).any() else numbers
 
 
 def _multi_row(feature: MultiFeature, row: int, value: Any) -> tuple[list[Any], list[Any]]:

@@ -27,6 +27,8 @@ from service.features.ids import id_limits
 from service.features.source import StoredRows
 
 CHUNK_ROWS = 65_536
+ALL_KNOWN = np.ones(4096, dtype=np.bool_)
+ALL_KNOWN.flags.writeable = False
 
 
 class EntityTable:
@@ -69,12 +71,20 @@ class EntityTable:
         )
 
     def gather(self, ids: Sequence[str]) -> StoredRows:
-        """Rows of ids, in order; one fancy index per block, then defaults where an id is not stored."""
+        """Rows of ids, in order; one take per block, defaults where an id is not stored."""
+        num_rows = len(ids)
+        try:
+            slots = np.fromiter(map(self._slot_of.__getitem__, ids), np.intp, num_rows)
+        except KeyError:
+            return self._gather_some(ids)
+        known = ALL_KNOWN[:num_rows] if num_rows <= len(ALL_KNOWN) else np.ones(num_rows, np.bool_)
+        return StoredRows(EncodedBlock(self._ints.take(slots, 0), self._floats.take(slots, 0)), known)
+
+    def _gather_some(self, ids: Sequence[str]) -> StoredRows:
+        """The same where some ids are not stored."""
         num_rows = len(ids)
         slots = np.fromiter(map(self._slot_of.get, ids, repeat(-1)), np.intp, num_rows)
         known = slots >= 0
-        if known.all():
-            return StoredRows(EncodedBlock(self._ints[slots], self._floats[slots]), known)
         ints = np.repeat(self._default.ints, num_rows, axis=0)
         floats = np.repeat(self._default.floats, num_rows, axis=0)
         found = slots[known]

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -30,7 +31,7 @@ ORT_TYPES: Final = {"int32": "tensor(int32)", "int64": "tensor(int64)", "float32
 
 @dataclass(frozen=True, slots=True)
 class GraphRows:
-    """Encoded rows of one run: R requests, N candidates.
+    """Encoded rows of one run: R requests, N candidates. An `InputSource` is the path of an attribute here.
 
     Attributes:
         user: R rows.
@@ -45,26 +46,6 @@ class GraphRows:
     item: EncodedBlock
     domain: NDArray[np.int64]
     request_index: NDArray[np.int64]
-
-    def of(self, source: InputSource) -> NDArray[Any]:
-        """The array behind one input source."""
-        match source:
-            case "user.ints":
-                return self.user.ints
-            case "user.floats":
-                return self.user.floats
-            case "item.ints":
-                return self.item.ints
-            case "item.floats":
-                return self.item.floats
-            case "context.ints":
-                return self.context.ints
-            case "context.floats":
-                return self.context.floats
-            case "domain":
-                return self.domain
-            case "request_index":
-                return self.request_index
 
 
 class Predictor:
@@ -96,8 +77,8 @@ class Predictor:
         self._session = _open_session(path, device)
         _check_signature(path, graph, self._session)
         self._outputs = [graph.output]
-        self._inputs: Sequence[tuple[str, InputSource, np.dtype[Any]]] = [
-            (entry.name, entry.source, np.dtype(entry.dtype)) for entry in graph.inputs
+        self._inputs: Sequence[tuple[str, Callable[[GraphRows], NDArray[Any]], np.dtype[Any]]] = [
+            (entry.name, attrgetter(entry.source), np.dtype(entry.dtype)) for entry in graph.inputs
         ]
         self._limits = {} if id_limits is None else {e.name: id_limits.get(e.source) for e in graph.inputs}
         # CUDA sessions are not safe to run from several threads at once.
@@ -105,7 +86,7 @@ class Predictor:
 
     def inputs(self, rows: GraphRows) -> dict[str, NDArray[Any]]:
         """The graph's inputs by name, cast where the graph asks for another integer width."""
-        return {name: rows.of(source).astype(dtype, copy=False) for name, source, dtype in self._inputs}
+        return {name: of(rows).astype(dtype, copy=False) for name, of, dtype in self._inputs}
 
     def score(self, rows: GraphRows) -> NDArray[np.float32]:
         """Calibrated probabilities, (N,) float32.
