@@ -233,6 +233,15 @@ TABLE: tuple[Metric, ...] = (
 )
 
 
+def page() -> str:
+    """The table as Markdown, for the page beside this module."""
+    rows = [
+        f"| `{row.name}` | {row.kind} | {', '.join(row.labels)} | {row.help} |"
+        for row in sorted(TABLE, key=lambda row: row.name)
+    ]
+    return "\n".join(["| metric | kind | labels | meaning |", "|---|---|---|---|", *rows]) + "\n"
+
+
 __all__ = [
     "CANDIDATES",
     "DIFFERENCES",
@@ -247,4 +256,9 @@ __all__ = [
     "TABLE",
     "WINDOW",
     "Metric",
+    "page",
 ]
+
+
+if __name__ == "__main__":
+    print(page(), end="")
