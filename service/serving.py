@@ -85,6 +85,8 @@ class Serving:
         self.scorer: Scorer | None = None
         self.bundle_metrics: BundleMetrics | None = None
         self.routing: LiveRouting | None = None
+        self.before_ready: Callable[[], None] | None = None
+        """Called once, when the first bundle is there and no request is answered yet."""
         self.last_reload: Reload | None = None
         self.refused: Reload | None = None
         """The last reload, if what is there now was refused by it."""
@@ -234,6 +236,8 @@ class Serving:
             golden_max_error=max(loaded.golden_error.values()),
             load_s=round(loaded.load_s, 3),
         )
+        if before is None and self.before_ready is not None:
+            self.before_ready()
         if self.state in (State.LOADING, State.FAILED):
             self.state = State.READY
             self.reason = ""

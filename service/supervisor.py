@@ -1,8 +1,8 @@
 """Several serving processes on one port, each with its own SO_REUSEPORT socket.
 
-Starts the workers, restarts one that died (with growing pauses), forwards SIGTERM and SIGINT, and
-waits for all to drain. Metrics of all workers meet in one folder, removed at the end. Invariant: no
-worker outlives the supervisor, whose death each worker watches.
+Starts the workers, restarts one that died (with growing pauses), forwards SIGTERM, SIGINT and SIGHUP
+(reload), and waits for all to drain. Metrics of all workers meet in one folder, removed at the end.
+Invariant: no worker outlives the supervisor, whose death each worker watches.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class Supervisor:
             settings = self._settings.model_copy(update={"port": reserved.getsockname()[1]})
             signal.signal(signal.SIGTERM, self._remember)
             signal.signal(signal.SIGINT, self._remember)
+            signal.signal(signal.SIGHUP, self._forward)
             log.info("supervising", port=settings.port, workers=settings.workers)
             while self._signal is None:
                 self._start_due(settings)
@@ -74,6 +75,11 @@ class Supervisor:
 
     def _remember(self, number: int, _: FrameType | None) -> None:
         self._signal = number
+
+    def _forward(self, number: int, _: FrameType | None) -> None:
+        for worker in self._workers:
+            if worker.process is not None and worker.process.is_alive() and worker.process.pid is not None:
+                os.kill(worker.process.pid, number)
 
     def _metrics_file(self, worker: Worker) -> Path:
         """Where a worker counts; its successor goes on there."""
@@ -87,7 +93,7 @@ class Supervisor:
                 worker.process = self._context.Process(
                     target=_work, args=(settings,), name=f"worker-{worker.number}", daemon=True
                 )
-                worker.process.start()
+                _start_deaf(worker.process)
                 worker.started_s = now
                 log.info("worker_started", worker=worker.number, pid=worker.process.pid)
 
@@ -128,6 +134,15 @@ class Supervisor:
         log.info("stopped", exit_codes=codes)
         # A worker that the signal itself ended had not begun to serve.
         return 0 if all(code in (0, -number) for code in codes) else 1
+
+
+def _start_deaf(process: SpawnProcess) -> None:
+    """Start a process that inherits a blocked SIGHUP: one that comes early waits until it can be handled."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(settings: Settings) -> None:
