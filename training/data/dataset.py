@@ -2,11 +2,12 @@
 
 The rows of an epoch form one stream, a pure function of (seed, epoch): row groups in permuted order are
 read into buffers of at least `buffer_rows` rows, each buffer is permuted, and the buffers follow each
-other. Step s of W ranks takes the next W * B rows of the stream, rank r the r-th B of them. Invariant:
-every row is in exactly one batch of one rank, all ranks have equally many batches, and starting at a batch
-gives what an unbroken run gives from there.
+other. Step s takes the next B rows of the stream, whatever the number of ranks W; each rank gathers its part
+of them, B / W rows give or take one. Invariant: every row is in exactly one batch of one rank, all ranks have
+equally many batches, the batches of all ranks together are those of one process, and starting at a batch gives
+what an unbroken run gives from there.
 
-Letters: B rows of a batch, W ranks.
+Letters: B rows of a step, W ranks.
 """
 
 from __future__ import annotations
@@ -78,9 +79,9 @@ class RowReader:
         """Rows of the split."""
         return sum(self._file.group_rows)
 
-    def num_batches(self, batch_size: int, *, world_size: int = 1) -> int:
-        """Batches of an epoch on each rank."""
-        return -(-self.num_rows // (batch_size * world_size))
+    def num_batches(self, batch_size: int) -> int:
+        """Steps of an epoch, hence batches on each rank."""
+        return -(-self.num_rows // batch_size)
 
     def batches(
         self,
@@ -97,48 +98,40 @@ class RowReader:
         """Yield the batches of one epoch on one rank.
 
         Args:
-            batch_size: B. The last step has fewer rows, split evenly over ranks (one may get none).
+            batch_size: B, over all ranks. The last step may have fewer rows; a rank may get none of a step.
             seed: With `epoch`, decides the order; unused without `shuffle`.
             epoch: Number of the epoch, from 0.
             shuffle: False keeps the order of the log.
             start_batch: Batches to skip; only the buffer it falls into is read again.
             rank: Of this process.
-            world_size: W. Every rank reads all row groups and gathers only its own rows.
+            world_size: W. Every rank reads all row groups, and shuffles and encodes only its own rows.
             buffer_rows: Rows shuffled together; also the bound on memory.
 
         Raises:
             PreparedError: A size or rank out of range.
         """
         self._check(batch_size, start_batch, rank, world_size, buffer_rows)
-        step = batch_size * world_size
-        buffers = self._plan(seed, epoch, buffer_rows, shuffle=shuffle)
+        share = RankShare(self.num_rows, batch_size, rank, world_size)
         pending: Rows = {}
-        at, held_to = start_batch * step, 0
-        for groups in buffers:
+        number, held_to = start_batch, 0
+        for groups in self._plan(seed, epoch, buffer_rows, shuffle=shuffle):
             count = sum(self._file.group_rows[g] for g in groups)
-            held_to += count
-            if held_to <= at:
+            first, held_to = held_to, held_to + count
+            if held_to <= start_batch * batch_size:
                 continue
-            rows = self._read(groups)
+            places = share.places(max(first, start_batch * batch_size), held_to) - first
             if shuffle:
-                order = _rng(seed, epoch, 1 + groups[0]).permutation(count)
-                rows = {name: column[order] for name, column in rows.items()}
-            skip = max(0, at - (held_to - count)) if not pending else 0
-            rows = {name: column[skip:] for name, column in rows.items()}
-            pending = (
-                {name: np.concatenate([pending[name], rows[name]]) for name in rows} if pending else rows
-            )
-            last = held_to == self.num_rows
-            start, size = 0, held_to - at
-            while size - start >= step or (last and start < size):
-                part = rank_slice(min(step, size - start), rank, world_size)
-                yield self._batch(pending, slice(start + part.start, start + part.stop))
-                start += min(step, size - start)
-            at += start
+                places = _rng(seed, epoch, 1 + groups[0]).permutation(count)[places]
+            rows = {name: column[places] for name, column in self._read(groups).items()}
+            if pending:
+                rows = {name: np.concatenate([pending[name], rows[name]]) for name in rows}
+            start, last = 0, held_to == self.num_rows
+            while (number + 1) * batch_size <= held_to or (last and number * batch_size < held_to):
+                size = share.size(number)
+                yield self._batch(rows, slice(start, start + size))
+                start, number = start + size, number + 1
             # A copy, so that the buffer itself can be freed.
-            pending = (
-                {name: column[start:].copy() for name, column in pending.items()} if start < size else {}
-            )
+            pending = {name: column[start:].copy() for name, column in rows.items()}
 
     @staticmethod
     def _check(batch_size: int, start_batch: int, rank: int, world_size: int, buffer_rows: int) -> None:
@@ -209,6 +202,39 @@ class RowReader:
             columns = (layout.slot(name, IDS).columns, layout.slot(name, WEIGHTS).columns)
             found.setdefault(entity, []).append(columns)
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class RankShare:
+    """Which rows of an epoch's stream belong to one rank.
+
+    Attributes:
+        num_rows: Of the stream.
+        batch_size: B, rows of a step over all ranks.
+        rank: Of the process.
+        world_size: W.
+    """
+
+    num_rows: int
+    batch_size: int
+    rank: int
+    world_size: int
+
+    def size(self, step: int) -> int:
+        """Rows of the rank in one step; sizes of ranks differ by at most one."""
+        total = min(self.batch_size, self.num_rows - step * self.batch_size)
+        part = rank_slice(total, self.rank, self.world_size)
+        return part.stop - part.start
+
+    def places(self, first: int, last: int) -> NDArray[np.int64]:
+        """(n,) the rank's rows among `first` to `last` - 1 of the stream, ascending."""
+        place = np.arange(first, last, dtype=np.int64)
+        if self.world_size == 1:
+            return place
+        start = place // self.batch_size * self.batch_size
+        total = np.minimum(self.batch_size, self.num_rows - start)
+        low, high = (total * (self.rank + more) // self.world_size for more in (0, 1))
+        return place[(place - start >= low) & (place - start < high)]
 
 
 def rank_slice(size: int, rank: int, world_size: int) -> slice:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from training.data.dataset import RowReader, rank_slice
+from training.data.dataset import RankShare, RowReader, rank_slice
 from training.data.errors import PreparedError
 from training.data.prepare import prepare
 from training.data.row_files import GROUP_ROWS, RowFile, RowWriter
@@ -105,17 +105,29 @@ def test_resume_reads_only_from_the_buffer_it_needs(reader, monkeypatch):
     assert len(read) <= 4
 
 
+@pytest.mark.parametrize("batch_size", [3, 40, 41, 333])
 @pytest.mark.parametrize("world_size", [2, 3, 7])
-def test_ranks_share_every_step_without_gap_or_repeat(reader, world_size):
-    whole = [b.weight for b in reader.batches(20 * world_size, **SHUFFLED)]
+def test_ranks_share_the_steps_of_one_process_without_gap_or_repeat(reader, world_size, batch_size):
+    whole = [b.weight for b in reader.batches(batch_size, **SHUFFLED)]
     ranks = [
-        [b.weight for b in reader.batches(20, rank=r, world_size=world_size, **SHUFFLED)]
+        [b.weight for b in reader.batches(batch_size, rank=r, world_size=world_size, **SHUFFLED)]
         for r in range(world_size)
     ]
 
     assert {len(batches) for batches in ranks} == {len(whole)}
     for step, expected in enumerate(whole):
-        assert np.array_equal(np.concatenate([batches[step] for batches in ranks]), expected)
+        parts = [batches[step] for batches in ranks]
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        assert np.array_equal(np.concatenate(parts), expected)
+
+
+@pytest.mark.parametrize("world_size", [2, 7])
+def test_a_share_tells_where_each_rank_s_rows_belong(reader, world_size):
+    found = np.full(ROWS, -1.0)
+    for rank in range(world_size):
+        own = np.concatenate([b.weight for b in reader.batches(30, rank=rank, world_size=world_size)])
+        found[RankShare(ROWS, 30, rank, world_size).places(0, ROWS)] = own
+    assert found.tolist() == list(range(ROWS))
 
 
 def test_the_last_rows_are_split_evenly():
