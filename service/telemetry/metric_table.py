@@ -73,6 +73,19 @@ TABLE: tuple[Metric, ...] = (
         SECONDS,
     ),
     Metric("histogram", "ctr_candidates_per_request", "Candidates of scored requests.", (), CANDIDATES),
+    Metric(
+        "counter",
+        "ctr_infer_requests_total",
+        "Requests to infer by outcome: ok, rejected (4xx), failed (5xx) or disconnected.",
+        ("version", "outcome"),
+    ),
+    Metric(
+        "histogram",
+        "ctr_infer_duration_seconds",
+        "Time of infer requests that were answered, from the request's head to the reply written.",
+        ("version",),
+        SECONDS,
+    ),
     Metric("gauge", "ctr_inflight_requests", "Requests to /score being worked on."),
     Metric(
         "counter",

@@ -17,6 +17,7 @@ from service.telemetry.drift import mean_score_ratio, window_candidates
 from service.telemetry.event_metrics import EventMetrics
 from service.telemetry.exposition import Exposition
 from service.telemetry.feature_metrics import FeatureMetrics, GroupMetrics
+from service.telemetry.infer_metrics import InferMetrics
 from service.telemetry.instruments import Instruments
 from service.telemetry.metric_table import NO_ARM, NO_VERSION, STATUSES, TABLE, Metric
 from service.telemetry.reload_metrics import ReloadMetrics
@@ -60,6 +61,7 @@ class Metrics:
         self.events = EventMetrics(made)
         self.features = FeatureMetrics(made)
         self.routing = RoutingMetrics(made)
+        self.infer = InferMetrics(made)
         self.worker = WorkerMetrics(made, "0" if file is None else file.name.rpartition("-")[2])
         self.reloads = ReloadMetrics(made)
 

@@ -63,6 +63,18 @@ def test_a_worker_that_never_counted_is_forgotten_without_a_trace(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_infer_counts_by_version_and_outcome():
+    metrics = Metrics()
+    metrics.infer.answered("v1", 0.002)
+    metrics.infer.refused("v1", 422)
+    metrics.infer.refused("v2", 503)
+    metrics.infer.disconnected("v2")
+    text = text_of(metrics)
+    for outcome, version in (("ok", "v1"), ("rejected", "v1"), ("failed", "v2"), ("disconnected", "v2")):
+        assert f'ctr_infer_requests_total{{outcome="{outcome}",version="{version}"}} 1.0\n' in text
+    assert 'ctr_infer_duration_seconds_sum{version="v1"} 0.002\n' in text
+
+
 def test_only_the_last_versions_that_were_retired_are_shown():
     metrics = Metrics()
     versions = [f"v{number}" for number in range(RETIRED_SHOWN + 3)]
