@@ -30,7 +30,7 @@ from service.events import EventLogs
 from service.features.opening import FeatureSources
 from service.routing.live import LiveRouting
 from service.routing.table import RoutingTable
-from service.scoring.admission import Admission
+from service.scoring.admission import QUEUE_RATIO, Admission
 from service.scoring.runner import Runner
 from service.scoring.scorer import Scorer
 from service.serving import Serving
@@ -87,7 +87,11 @@ def create_app(settings: Settings) -> Application:
         threads=settings.threads(),
         cores=cpu_quota(),
     )
-    runner = Runner(inline_max_ms=settings.inline_max_ms, num_threads=settings.threads())
+    runner = Runner(
+        inline_max_ms=settings.inline_max_ms,
+        num_threads=settings.threads(),
+        batch_max_rows=settings.batch_max_rows,
+    )
 
     features = FeatureSources(settings, metrics.features)
 
@@ -104,7 +108,9 @@ def create_app(settings: Settings) -> Application:
     events = EventLogs(settings, metrics.events)
     tokens = None if settings.tokens_file is None else Tokens.read(settings.tokens_file)
     limits = Limits(settings.max_items, settings.max_string_length, settings.max_history)
-    admission = Admission(settings.max_inflight)
+    admission = Admission(
+        settings.max_inflight, backlog=runner.backlog, max_wait_ms=QUEUE_RATIO * settings.deadline_ms
+    )
     tracer = open_tracer(settings.otlp_endpoint, ratio=settings.trace_ratio)
     observer = RequestObserver(
         metrics,

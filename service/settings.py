@@ -45,6 +45,13 @@ class Settings(BaseSettings):
     inline_max_ms: float = Field(
         default=3.0, ge=0, description="Graph runs expected to be shorter stay on the event loop."
     )
+    batch_max_rows: int = Field(
+        default=0,
+        ge=0,
+        le=100_000,
+        description="Most candidates in one run of several requests, of what is queued for a graph; 0: each "
+        "request runs singly.",
+    )
     ort_threads: int = Field(
         default=0, ge=0, description="Threads for graph runs off the event loop; 0: CPU quota / workers."
     )

@@ -6,19 +6,17 @@ import asyncio
 from collections.abc import Awaitable, Callable, Generator, Iterable
 from typing import Any
 
-from service.errors import BodyTooLarge, UnsupportedMediaType
-from service.scoring.admission import Deadline
+from service.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
+from service.scoring.admission import CallerGone, Deadline
 
+DEADLINE_HEADER = b"x-deadline-ms"
+MAX_DEADLINE_DIGITS = 9
 Receive = Callable[[], Awaitable[Any]]
 Headers = Iterable[tuple[bytes, bytes]]
 
 DISCARD_FACTOR = (
     8  # how many limits' worth of an oversized body are read, so that the caller hears the answer
 )
-
-
-class Disconnected(Exception):  # noqa: N818 - an event of the connection, not a failure
-    """The caller left before its body was complete."""
 
 
 def check_headers(headers: Headers, *, json_only: bool = True) -> int | None:
@@ -60,7 +58,7 @@ async def read_body(receive: Receive, declared: int | None, *, max_bytes: int, d
     Raises:
         BodyTooLarge: It exceeds the limit, declared or in fact.
         DeadlineExceeded: The caller took too long to send it.
-        Disconnected: The caller left.
+        CallerGone: The caller left.
     """
     steps = receive().__await__()
     try:
@@ -72,7 +70,7 @@ async def read_body(receive: Receive, declared: int | None, *, max_bytes: int, d
             async with asyncio.timeout(max(deadline.remaining_s(), 0.0)):
                 message = await _Resumed(steps, waits_for)
         if message["type"] == "http.disconnect":
-            raise Disconnected
+            raise CallerGone
         body: bytes = message["body"]
         if message.get("more_body"):
             async with asyncio.timeout(max(deadline.remaining_s(), 0.0)):
@@ -82,6 +80,42 @@ async def read_body(receive: Receive, declared: int | None, *, max_bytes: int, d
     if len(body) > max_bytes:
         raise too_large(len(body), max_bytes)
     return body
+
+
+def shorten_deadline(headers: Headers, deadline: Deadline) -> None:
+    """Give a request less time where its caller asks for that.
+
+    Raises:
+        InvalidRequest: The header is not a whole number of milliseconds, 1 or more.
+    """
+    for name, value in headers:
+        if name == DEADLINE_HEADER:
+            if not (value.isdigit() and len(value) <= MAX_DEADLINE_DIGITS and int(value)):
+                sent = value.decode("latin-1")[:60]
+                raise InvalidRequest(
+                    f"header {DEADLINE_HEADER.decode()} must be whole milliseconds, 1 or more, got {sent!r}",
+                    field=DEADLINE_HEADER.decode(),
+                    value=sent,
+                )
+            deadline.shorten(int(value))
+
+
+def caller_gone(receive: Receive) -> Callable[[], bool]:
+    """Tells whether the caller of a request whose body has been read has left meanwhile.
+
+    The server's channel then either holds the news already or waits for them; one step of it tells which.
+    """
+
+    def gone() -> bool:
+        steps = receive().__await__()
+        try:
+            next(steps)
+        except StopIteration as done:
+            return bool(done.value["type"] == "http.disconnect")
+        steps.close()
+        return False
+
+    return gone
 
 
 class _Resumed:
@@ -116,7 +150,7 @@ async def _read_more(receive: Receive, first: bytes, declared: int | None, max_b
         if message["type"] == "http.disconnect":
             if size > max_bytes:
                 break
-            raise Disconnected
+            raise CallerGone
         size += len(message["body"])
         if size <= max_bytes:
             pieces.append(message["body"])
@@ -133,4 +167,4 @@ def too_large(size: int, max_bytes: int) -> BodyTooLarge:
     )
 
 
-__all__ = ["Disconnected", "check_headers", "read_body"]
+__all__ = ["DEADLINE_HEADER", "caller_gone", "check_headers", "read_body", "shorten_deadline"]

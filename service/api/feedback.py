@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from service.api.auth import Tokens, check_token
-from service.api.body import Disconnected, Receive, check_headers, read_body
+from service.api.body import Receive, check_headers, read_body
 from service.api.respond import INTERNAL_DETAIL, Send, request_id_of, send_problem, send_reply
 from service.api.schemas import Id
 from service.api.translate import Limits, decode_as
@@ -33,7 +33,7 @@ from service.errors import (
     TooManyItems,
 )
 from service.events import EventLogs
-from service.scoring.admission import Admission, Deadline
+from service.scoring.admission import Admission, CallerGone, Deadline
 from service.serving import Serving
 from service.telemetry.exposure import FeedbackLog
 from service.telemetry.log import get_logger
@@ -116,7 +116,7 @@ class FeedbackEndpoint:
             kept_by = self._log(scope["method"])
             with self._admission:
                 await self._answer(kept_by, scope, receive, send, deadline)
-        except Disconnected:
+        except CallerGone:
             return
         except ServiceError as error:
             await self._refuse(send, error, request_id)

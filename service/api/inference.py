@@ -8,6 +8,7 @@ of its tables: every id, domain and request index is checked against the schema 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.api.auth import Tokens, check_token
-from service.api.body import Disconnected, Receive, check_headers, read_body
+from service.api.body import Receive, check_headers, read_body
 from service.api.respond import INTERNAL_DETAIL, JSON, Send, request_id_of, send_problem, send_reply
 from service.api.served import find_bundle
 from service.api.tensors import (
@@ -46,11 +47,12 @@ from service.errors import (
     TooLong,
 )
 from service.features.ids import id_limits
-from service.scoring.admission import Admission, Deadline
+from service.scoring.admission import Admission, CallerGone, Deadline
 from service.scoring.predictor import GraphRows
 from service.scoring.runner import Runner
 from service.serving import Serving
 from service.telemetry.log import get_logger
+from service.telemetry.metrics import NO_ARM, NO_VERSION
 
 PREFIX: Final = "/v2/models/"
 SUFFIX: Final = "/infer"
@@ -103,12 +105,12 @@ class InferEndpoint:
                 check_token(self._tokens, scope["headers"])
             with self._admission:
                 await self._answer(scope, receive, send, deadline, request_id)
-        except Disconnected:
-            return
+        except CallerGone:
+            self._serving.metrics.infer.disconnected(self._version)
         except ServiceError as error:
             await self._refuse(send, error, request_id, scope["path"])
         except Exception:
-            log.exception("infer_failed", request_id=request_id)
+            log.exception("infer_failed", request_id=request_id, version=self._version, arm=NO_ARM)
             await self._refuse(send, InternalError(INTERNAL_DETAIL), request_id, scope["path"])
 
     async def _answer(
@@ -155,9 +157,22 @@ class InferEndpoint:
             close=self._serving.draining,
             extra=extra,
         )
+        self._serving.metrics.infer.answered(loaded.version, time.perf_counter() - deadline.started_s)
+
+    @property
+    def _version(self) -> str:
+        return self._serving.version or NO_VERSION
 
     async def _refuse(self, send: Send, error: ServiceError, request_id: str, path: str) -> None:
-        log.debug("infer_refused", request_id=request_id, code=error.code, detail=error.detail)
+        self._serving.metrics.infer.refused(self._version, error.status)
+        log.debug(
+            "infer_refused",
+            request_id=request_id,
+            version=self._version,
+            arm=NO_ARM,
+            code=error.code,
+            detail=error.detail,
+        )
         close = self._serving.draining or isinstance(error, BodyTooLarge)
         extra = [(b"allow", b"POST")] if isinstance(error, MethodNotAllowed) else []
         await send_problem(send, error, request_id, close=close, extra=extra, path=path)

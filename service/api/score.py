@@ -13,7 +13,14 @@ from typing import Any
 from msgspec import UNSET
 
 from service.api.auth import Tokens, check_token
-from service.api.body import Disconnected, Headers, Receive, check_headers, read_body
+from service.api.body import (
+    Headers,
+    Receive,
+    caller_gone,
+    check_headers,
+    read_body,
+    shorten_deadline,
+)
 from service.api.explain import explain
 from service.api.expose import exposure_of
 from service.api.observe import Answer, RequestObserver
@@ -25,7 +32,7 @@ from service.errors import BodyTooLarge, Forbidden, InternalError, MethodNotAllo
 from service.routing.live import LiveRouting
 from service.routing.table import Choice
 from service.routing.target import Blend, Target
-from service.scoring.admission import Admission, Deadline
+from service.scoring.admission import Admission, CallerGone, Deadline
 from service.scoring.query import Query
 from service.scoring.scorer import Scored, Scorer
 from service.serving import Serving
@@ -86,7 +93,7 @@ class ScoreEndpoint:
                     await self._answer(scope, receive, send, deadline, request_id)
                 finally:
                     self._serving.metrics.inflight.dec()
-        except Disconnected:
+        except CallerGone:
             self._serving.metrics.disconnected(self._version)
         except ServiceError as error:
             await self._refuse(send, error, request_id, scope["headers"], deadline)
@@ -121,8 +128,10 @@ class ScoreEndpoint:
         self, scope: Mapping[str, Any], receive: Receive, send: Send, deadline: Deadline, request_id: str
     ) -> None:
         declared = check_headers(scope["headers"])
+        shorten_deadline(scope["headers"], deadline)
         self._serving.require()
         body = await read_body(receive, declared, max_bytes=self._max_body_bytes, deadline=deadline)
+        deadline.watch(caller_gone(receive))
         scorer, metrics = self._serving.require()  # the bundle may have changed while the body came
         read = time.perf_counter()
         request = decode(body)
@@ -141,6 +150,8 @@ class ScoreEndpoint:
                 scored = await scorer.score(query, deadline)
             else:
                 scored = await choice.target.score(query, deadline)
+        except CallerGone:
+            raise
         except Exception as error:
             raise _AnswerError(request_id, error, choice) from error
         begun = time.perf_counter()

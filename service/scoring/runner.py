@@ -3,7 +3,8 @@
 A thread hop costs 70-180 us on two cores, so runs expected to be shorter than
 `inline_max_ms` stay on the loop, one per loop iteration: between two runs the loop reads sockets, so
 health checks are answered and overload is refused while requests wait. Invariants: waiting ends at
-the request's deadline at the latest; a native run is never cancelled, only no longer waited for.
+the request's deadline at the latest; a native run is never cancelled, only no longer waited for; the
+backlog counts every run from its request on until it is over.
 """
 
 from __future__ import annotations
@@ -11,13 +12,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.scoring.admission import Deadline
+from service.errors import DeadlineExceeded
+from service.scoring.admission import Backlog, CallerGone, Deadline
+from service.scoring.batcher import Batcher, joined
 from service.scoring.predictor import GraphRows, Predictor
+
+CALLER_LOOK_S = 0.05
+"""Time between looks whether the caller of a run in the pool is still there."""
 
 
 class Turnstile:
@@ -27,16 +34,17 @@ class Turnstile:
         self._taken = False
         self._waiting: deque[asyncio.Future[None]] = deque()
 
-    async def pass_through(self) -> None:
-        """Return at once when nobody ran in this iteration, else in one of the next."""
+    async def pass_through(self) -> bool:
+        """Return at once when nobody ran in this iteration, else in one of the next; whether it waited."""
         loop = asyncio.get_running_loop()
         if not self._taken:
             self._taken = True
             loop.call_soon(self._advance, loop)
-            return
+            return False
         turn: asyncio.Future[None] = loop.create_future()
         self._waiting.append(turn)
         await turn
+        return True
 
     def _advance(self, loop: asyncio.AbstractEventLoop) -> None:
         while self._waiting:
@@ -54,36 +62,76 @@ class Runner:
     Args:
         inline_max_ms: Runs expected to take longer go to the pool.
         num_threads: Size of the pool.
+        batch_max_rows: Most candidates of several requests in one run on the loop; 0: requests run singly.
+
+    Attributes:
+        backlog: Of runs asked for and not done.
     """
 
-    def __init__(self, *, inline_max_ms: float, num_threads: int) -> None:
+    def __init__(self, *, inline_max_ms: float, num_threads: int, batch_max_rows: int = 0) -> None:
+        self.backlog = Backlog()
         self._inline_max_ms = inline_max_ms
+        self._num_threads = num_threads
         self._turnstile = Turnstile()
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="graph")
+        self._batcher: Batcher | None = None
+        if batch_max_rows:
+            self._batcher = Batcher(max_rows=batch_max_rows, max_run_ms=inline_max_ms, run=self._timed_batch)
 
     async def run(self, predictor: Predictor, rows: GraphRows, deadline: Deadline) -> NDArray[np.float32]:
         """Scores, (N,) float32, of N candidates.
 
         Raises:
+            Overloaded: The runs before it leave it no time.
             DeadlineExceeded: The deadline passed before the run began or, in the pool, before it ended.
+            CallerGone: The caller left before the run began.
             GraphRunError: The graph failed.
         """
-        if predictor.clock.expected_ms(len(rows.item)) <= self._inline_max_ms:
-            await self._turnstile.pass_through()
+        run_ms = predictor.clock.expected_ms(len(rows.item))
+        inline = run_ms <= self._inline_max_ms
+        expected_ms = run_ms if inline else run_ms / self._num_threads
+        backlog = self.backlog
+        backlog.require_time(expected_ms, deadline)
+        backlog.add(expected_ms)
+        if not inline:
+            return await self._in_pool(predictor, rows, deadline, expected_ms)
+        try:
+            if self._batcher is not None:
+                return await self._batcher.run(predictor, rows, deadline)
+            if await self._turnstile.pass_through():
+                deadline.check_caller()
             deadline.check("infer")
             return self._timed(predictor, rows)
-        deadline.check("infer")
-        loop = asyncio.get_running_loop()
-        run = loop.run_in_executor(self._pool, self._unless_late, predictor, rows, deadline)
-        done, _ = await asyncio.wait((run,), timeout=deadline.remaining_s())
-        if not done:
-            run.add_done_callback(_forget)
-            raise deadline.exceeded("infer")
-        return run.result()
+        finally:
+            backlog.done(expected_ms)
 
     def close(self) -> None:
         """Stop the pool; runs that have not begun are dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    async def _in_pool(
+        self, predictor: Predictor, rows: GraphRows, deadline: Deadline, expected_ms: float
+    ) -> NDArray[np.float32]:
+        """Wait for a run in the pool until the deadline; it leaves the backlog when it is over."""
+        loop = asyncio.get_running_loop()
+        try:
+            deadline.check("infer")
+            run = loop.run_in_executor(self._pool, self._unless_late, predictor, rows, deadline)
+        except BaseException:
+            self.backlog.done(expected_ms)
+            raise
+        run.add_done_callback(lambda _: self.backlog.done(expected_ms))
+        try:
+            while not run.done():
+                deadline.check("infer")
+                await asyncio.wait((run,), timeout=min(deadline.remaining_s(), CALLER_LOOK_S))
+                if not run.done():
+                    deadline.check_caller()
+            return run.result()
+        except (DeadlineExceeded, CallerGone):
+            run.cancel()  # helps when it has not begun
+            run.add_done_callback(_forget)
+            raise
 
     def _unless_late(self, predictor: Predictor, rows: GraphRows, deadline: Deadline) -> NDArray[np.float32]:
         deadline.check("infer")
@@ -92,8 +140,19 @@ class Runner:
     def _timed(self, predictor: Predictor, rows: GraphRows) -> NDArray[np.float32]:
         begun = time.perf_counter()
         scores = predictor.score(rows)
-        predictor.clock.record(len(rows.item), (time.perf_counter() - begun) * 1000)
+        self._record(predictor, len(rows.item), begun)
         return scores
+
+    def _timed_batch(self, predictor: Predictor, requests: Sequence[GraphRows]) -> NDArray[np.float32]:
+        begun = time.perf_counter()
+        scores = predictor.run(joined(predictor, requests))
+        self._record(predictor, len(scores), begun, num_requests=len(requests))
+        return scores
+
+    def _record(self, predictor: Predictor, num_rows: int, begun: float, *, num_requests: int = 1) -> None:
+        took_ms = (time.perf_counter() - begun) * 1000
+        predictor.clock.record(num_rows, took_ms)
+        self.backlog.took(took_ms / num_requests)
 
 
 def _forget(run: asyncio.Future[NDArray[np.float32]]) -> None:

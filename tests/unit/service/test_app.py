@@ -76,6 +76,36 @@ def test_a_caller_that_leaves_gets_nothing_and_frees_its_slot(small):
     assert 'outcome="disconnected"' in text
 
 
+def test_a_header_can_only_shorten_the_deadline(small):
+    async def use(app):
+        def unfinished():
+            return [{"type": "http.request", "body": b"{", "more_body": True}]
+
+        shorter = await post(app, messages=unfinished(), headers=[(b"x-deadline-ms", b"20")])
+        longer = await post(app, messages=unfinished(), headers=[(b"x-deadline-ms", b"60000")])
+        return shorter, longer, await post(app, headers=[(b"x-deadline-ms", b"0.5")])
+
+    shorter, longer, odd = run(small.store, use, deadline_ms=80)
+    assert "the deadline of 20 ms passed at stage 'body'" in shorter[2]["detail"]
+    assert "the deadline of 80 ms passed at stage 'body'" in longer[2]["detail"]
+    assert (odd[0], odd[2]["field"]) == (422, "x-deadline-ms")
+    assert "must be whole milliseconds, 1 or more, got '0.5'" in odd[2]["detail"]
+
+
+def test_a_caller_that_leaves_while_it_waits_is_not_scored(small):
+    runs = []
+
+    async def use(app):
+        for predictor in app.serving.scorer.loaded.predictors.values():
+            score = predictor.score
+            predictor.score = lambda rows, score=score: runs.append(1) or score(rows)
+        whole = {"type": "http.request", "body": json.dumps(BODY).encode(), "more_body": False}
+        return await asyncio.gather(post(app), post(app, messages=[whole, {"type": "http.disconnect"}]))
+
+    (status, _, _), left = run(small.store, use)
+    assert (status, left[0], len(runs)) == (200, None, 1)
+
+
 def test_a_crash_is_500_without_its_text_and_with_its_log(small):
     async def use(app):
         def explode(rows):

@@ -9,7 +9,7 @@ import pytest
 
 from service.contract.encode import EncodedBlock
 from service.errors import DeadlineExceeded, Overloaded
-from service.scoring.admission import Admission, Deadline
+from service.scoring.admission import Admission, Backlog, CallerGone, Deadline
 from service.scoring.clock import RunClock
 from service.scoring.predictor import GraphRows
 from service.scoring.runner import Runner, Turnstile
@@ -63,6 +63,76 @@ def test_a_passed_deadline_names_the_stage():
         deadline.check("features")
 
 
+def test_a_deadline_can_only_be_shortened():
+    deadline = Deadline(100)
+    deadline.shorten(200)
+    assert (deadline.budget_ms, deadline.remaining_s() <= 0.1) == (100, True)
+    deadline.shorten(10)
+    assert (deadline.budget_ms, deadline.remaining_s() <= 0.01) == (10, True)
+
+
+def test_a_request_is_refused_when_those_before_it_are_expected_to_take_too_long():
+    backlog = Backlog()
+    admission = Admission(64, backlog=backlog, max_wait_ms=100)
+    for _ in range(20):
+        backlog.took(40.0)
+    mean_ms = 40 * (1 - 0.9**20)
+    assert backlog.mean_ms == pytest.approx(mean_ms)
+    with admission:  # an idle worker takes a request whatever it may cost
+        assert admission.expected_wait_ms() == pytest.approx(mean_ms)
+        backlog.add(90.0)  # and this is what it did cost, so its mean no longer counts
+        assert admission.expected_wait_ms() == 90
+        with admission, pytest.raises(Overloaded) as caught:
+            admission.__enter__()
+        assert (
+            "2 requests are in flight and expected to take 125 ms; a new one may have to wait 100 ms"
+            in str(caught.value)
+        )
+        assert (caught.value.limit, caught.value.retry_after_s) == (100, 1)
+        backlog.done(90.0)
+    assert (backlog.num_runs, backlog.ms, admission.inflight) == (0, 0.0, 0)
+
+
+def test_a_run_that_cannot_be_done_in_time_is_refused_rather_than_queued():
+    backlog = Backlog()
+    backlog.require_time(1000.0, Deadline(50))  # nothing before it: it may be wrong
+    backlog.add(2500.0)
+    with pytest.raises(Overloaded, match=r"1 runs are before this one.* expected to take 2510 ms") as caught:
+        backlog.require_time(10.0, Deadline(50))
+    assert caught.value.retry_after_s == 3
+
+
+def test_work_in_the_pool_whose_caller_leaves_is_not_begun_and_frees_its_place(runner):
+    slow, here = Sleepy(0.15, expected_ms=20), Sleepy(0.0, expected_ms=20)
+
+    async def two():
+        first = asyncio.create_task(runner.run(slow, ROWS, Deadline(1000)))
+        await asyncio.sleep(0.01)
+        with pytest.raises(CallerGone):
+            await runner.run(here, ROWS, Deadline(1000, gone=lambda: True))
+        await first
+        return runner.backlog.num_runs
+
+    assert asyncio.run(two()) == 0
+    assert here.threads == []
+
+
+def test_work_on_the_loop_whose_caller_leaves_while_it_waits_is_not_begun(runner):
+    here, gone = Sleepy(0, expected_ms=1), Sleepy(0, expected_ms=1)
+
+    async def two():
+        return await asyncio.gather(
+            runner.run(here, ROWS, Deadline(1000, gone=lambda: True)),
+            runner.run(gone, ROWS, Deadline(1000, gone=lambda: True)),
+            return_exceptions=True,
+        )
+
+    first, second = asyncio.run(two())
+    assert len(first) == 4  # it did not wait, so its caller was not looked for
+    assert isinstance(second, CallerGone)
+    assert (len(here.threads), gone.threads, runner.backlog.num_runs) == (1, [], 0)
+
+
 def test_short_runs_stay_on_the_loop_and_long_ones_leave_it(runner):
     short, long = Sleepy(0, expected_ms=1), Sleepy(0, expected_ms=10)
 
@@ -76,7 +146,7 @@ def test_short_runs_stay_on_the_loop_and_long_ones_leave_it(runner):
 
 
 def test_waiting_for_a_long_run_ends_at_the_deadline_and_queued_work_is_not_begun(runner):
-    slow = Sleepy(0.2, expected_ms=200)
+    slow = Sleepy(0.2, expected_ms=20)
 
     async def two():
         begun = time.perf_counter()
