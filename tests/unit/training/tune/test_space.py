@@ -1,13 +1,18 @@
 """Search spaces: what they draw, and what is refused with which words."""
 
+from pathlib import Path
+
 import optuna
 import pytest
+
+import training
 
 from training.config import load_config
 from training.tune.errors import TuneError
 from training.tune.space import check_space, load_space, values_of
 
 CONFIG = "name: base\nmodel: {type: mmoe, num_experts: 2, expert_widths: [8], tower_widths: [4]}\n"
+CONFIGS = Path(training.__file__).parent / "configs"
 SPACE = """\
 optimiser.dense.lr: {low: 1.0e-4, high: 1.0e-2, log: true}
 model.num_experts: {low: 2, high: 4, int: true}
@@ -81,3 +86,9 @@ def test_a_space_that_does_not_fit_the_config_is_refused_before_any_trial(space_
         check_space(space_of("model.num_expert: {low: 1, high: 2, int: true}"), config, [])
     with pytest.raises(TuneError, match=r"training\.batch_size 0"):
         check_space(space_of("training.batch_size: {low: 0, high: 2, int: true}"), config, [])
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("space", sorted(CONFIGS.glob("spaces/*.yaml")), ids=lambda path: path.stem)
+def test_shipped_spaces_fit_every_shipped_config(space, config):
+    check_space(load_space(space), config, [])
