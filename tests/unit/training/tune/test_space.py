@@ -6,7 +6,6 @@ import optuna
 import pytest
 
 import training
-
 from training.config import load_config
 from training.tune.errors import TuneError
 from training.tune.space import check_space, load_space, values_of
