@@ -47,6 +47,7 @@ def run(
     routing: Annotated[Path | None, option("routing_file")] = None,
     feature_source: Annotated[str | None, option("feature_source")] = None,
     redis_url: Annotated[str | None, option("redis_url")] = None,
+    tokens_file: Annotated[Path | None, option("tokens_file")] = None,
     drain_pause_s: Annotated[float | None, option("drain_pause_s")] = None,
     log_level: Annotated[str | None, option("log_level")] = None,
 ) -> None:
@@ -69,6 +70,7 @@ def run(
         routing_file=routing,
         feature_source=feature_source,
         redis_url=redis_url,
+        tokens_file=tokens_file,
         drain_pause_s=drain_pause_s,
         log_level=log_level,
     )

@@ -19,7 +19,7 @@ JSON = {"content-type": "application/json"}
 def service(small, tmp_path_factory):
     folder = tmp_path_factory.mktemp("service")
     tokens = str(write_tokens(folder))
-    with running(small.store, folder, "--drain-pause-s", "0", CTR_TOKENS_FILE=tokens) as started:
+    with running(small.store, folder, "--drain-pause-s", "0", "--tokens-file", tokens) as started:
         started.wait_until("/health/ready", 200)
         yield started
 
