@@ -35,6 +35,8 @@ app.command()(replay)
 def run(
     store: Annotated[Path | None, option("store")] = None,
     alias: Annotated[str | None, option("alias")] = None,
+    alias_poll_s: Annotated[float | None, option("alias_poll_s")] = None,
+    max_bundles_bytes: Annotated[int | None, option("max_bundles_bytes")] = None,
     host: Annotated[str | None, option("host")] = None,
     port: Annotated[int | None, option("port")] = None,
     workers: Annotated[int | None, option("workers")] = None,
@@ -48,16 +50,21 @@ def run(
     feature_source: Annotated[str | None, option("feature_source")] = None,
     redis_url: Annotated[str | None, option("redis_url")] = None,
     tokens_file: Annotated[Path | None, option("tokens_file")] = None,
+    admin_tokens_file: Annotated[Path | None, option("admin_tokens_file")] = None,
+    admin_host: Annotated[str | None, option("admin_host")] = None,
+    admin_port: Annotated[int | None, option("admin_port")] = None,
     drain_pause_s: Annotated[float | None, option("drain_pause_s")] = None,
     log_level: Annotated[str | None, option("log_level")] = None,
 ) -> None:
-    """Serve until SIGTERM (drains first) or Ctrl-C.
+    """Serve until SIGTERM (drains first) or Ctrl-C; SIGHUP reloads bundle and routing.
 
     Further settings have no option of their own and are read from CTR_... variables; see service/settings.py.
     """
     settings = read_settings(
         store=store,
         alias=alias,
+        alias_poll_s=alias_poll_s,
+        max_bundles_bytes=max_bundles_bytes,
         host=host,
         port=port,
         workers=workers,
@@ -71,6 +78,9 @@ def run(
         feature_source=feature_source,
         redis_url=redis_url,
         tokens_file=tokens_file,
+        admin_tokens_file=admin_tokens_file,
+        admin_host=admin_host,
+        admin_port=admin_port,
         drain_pause_s=drain_pause_s,
         log_level=log_level,
     )

@@ -10,6 +10,7 @@
     +-- MethodNotAllowed       405
     +-- BodyTooLarge           413
     +-- UnsupportedMediaType   415
+    +-- ReloadRefused          409   what is there now cannot be served; admin API
     +-- InvalidRequest         422   JSON, but not what the schema takes
     |   +-- NoItems            422
     |   +-- TooManyItems       422
@@ -17,6 +18,7 @@
     +-- Overloaded             429   in-flight bound reached; carries Retry-After
     +-- InternalError          500   anything unexpected; its cause goes to the log only
     +-- NotReady               503   no verified bundle (yet)
+    +-- WorkerSilent           503   a worker did not answer; admin API
     +-- FeedbackUnavailable    503   feedback could not be put on disk; nothing of it was kept
     +-- DeadlineExceeded       504
 
@@ -164,6 +166,14 @@ class UnsupportedMediaType(ServiceError):
     title = "Unsupported media type"
 
 
+class ReloadRefused(ServiceError):
+    """What is there now cannot be served; the last good bundle and routing serve on."""
+
+    status = 409
+    code = "reload_refused"
+    title = "Reload refused"
+
+
 class InvalidRequest(ServiceError):
     """JSON, but not what the request or feature schema takes."""
 
@@ -213,6 +223,14 @@ class NotReady(ServiceError):
     title = "Not ready"
 
 
+class WorkerSilent(ServiceError):
+    """A worker is starting, has ended, or took too long to answer the admin API."""
+
+    status = 503
+    code = "worker_silent"
+    title = "A worker did not answer"
+
+
 class FeedbackUnavailable(ServiceError):
     """Feedback could not be put on disk and was not acknowledged."""
 
@@ -239,6 +257,7 @@ ANSWERED: tuple[type[ServiceError], ...] = (
     MethodNotAllowed,
     BodyTooLarge,
     UnsupportedMediaType,
+    ReloadRefused,
     InvalidRequest,
     NoItems,
     TooManyItems,
@@ -246,6 +265,7 @@ ANSWERED: tuple[type[ServiceError], ...] = (
     Overloaded,
     InternalError,
     NotReady,
+    WorkerSilent,
     FeedbackUnavailable,
     DeadlineExceeded,
 )

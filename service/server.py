@@ -14,11 +14,15 @@ import gc
 import signal
 import socket
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 import uvicorn
 
+from service.admin import admin_server
+from service.api.operate import Operator
 from service.app import Application, create_app
+from service.links import CommandReader, OwnProcess
 from service.settings import Settings
 from service.sockets import bind, ignore_new_connections
 from service.telemetry.log import configure_logging, get_logger
@@ -39,10 +43,19 @@ class DrainingServer(uvicorn.Server):
         settings: Of this process.
         sock: What it listens on.
         parent: The supervisor; its end drains this process too.
+        commands: That the supervisor sends.
+        own: Told which loop serves, where the admin API runs in this process.
     """
 
     def __init__(
-        self, app: Application, settings: Settings, sock: socket.socket, parent: BaseProcess | None = None
+        self,
+        app: Application,
+        settings: Settings,
+        sock: socket.socket,
+        *,
+        parent: BaseProcess | None = None,
+        commands: CommandReader | None = None,
+        own: OwnProcess | None = None,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -63,6 +76,8 @@ class DrainingServer(uvicorn.Server):
         self._sock = sock
         self._pause_s = settings.drain_pause_s
         self._parent = parent
+        self._commands = commands
+        self._own = own
         self._drain: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
@@ -75,11 +90,17 @@ class DrainingServer(uvicorn.Server):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         if self._parent is not None:
             loop.add_reader(self._parent.sentinel, self._parent_ended)
+        if self._commands is not None:
+            self._commands.start()
+        if self._own is not None:
+            self._own.loop = loop
         try:
             yield
         finally:
             loop.remove_signal_handler(signal.SIGTERM)
             loop.remove_signal_handler(signal.SIGINT)
+            if self._commands is not None:
+                self._commands.stop()
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
             loop.remove_signal_handler(signal.SIGHUP)
 
@@ -117,8 +138,16 @@ class DrainingServer(uvicorn.Server):
             self.drain(0.0)
 
 
-def serve(settings: Settings, parent: BaseProcess | None = None) -> None:
-    """Serve until drained; returns normally after a clean stop."""
+def serve(
+    settings: Settings, parent: BaseProcess | None = None, connection: Connection | None = None
+) -> None:
+    """Serve until drained; returns normally after a clean stop.
+
+    Args:
+        settings: Of the service.
+        parent: The supervisor, which then runs the admin API; None without one.
+        connection: Its commands come here.
+    """
     # A SIGHUP that comes before the loop can handle it waits, instead of ending the process.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     configure_logging(settings.log_level)
@@ -126,7 +155,14 @@ def serve(settings: Settings, parent: BaseProcess | None = None) -> None:
     log.info("listening", host=settings.host, port=sock.getsockname()[1], store=str(settings.store))
     app = create_app(settings)
     app.serving.before_ready = keep_heap
-    DrainingServer(app, settings, sock, parent).run(sockets=[sock])
+    operator = Operator(app.serving)
+    if parent is not None:
+        commands = None if connection is None else CommandReader(connection, operator.do)
+        DrainingServer(app, settings, sock, parent=parent, commands=commands).run(sockets=[sock])
+        return
+    own = OwnProcess(operator.do)
+    with admin_server(settings, own):
+        DrainingServer(app, settings, sock, own=own).run(sockets=[sock])
 
 
 def keep_heap() -> None:

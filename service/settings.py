@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "CTR_"
+ADMIN_PORT = 8001
 CGROUP_QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
@@ -74,6 +75,16 @@ class Settings(BaseSettings):
     )
     routing_poll_s: float = Field(
         default=2.0, gt=0, description="Time between looks at the routing file and the aliases of its arms."
+    )
+    admin_tokens_file: Path | None = Field(
+        default=None, description="Bearer tokens of the admin API, one a line; unset: there is none."
+    )
+    admin_host: str = Field(default="127.0.0.1", description="Address the admin API listens on.")
+    admin_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Port of the admin API; 8001 if only its tokens are given.",
     )
     tokens_file: Path | None = Field(
         default=None, description="Bearer tokens for scoring and feedback, one a line; unset: open to all."
@@ -200,9 +211,19 @@ class Settings(BaseSettings):
                 f"breaker_window ({self.breaker_window}) must be at least breaker_failures "
                 f"({self.breaker_failures})"
             )
+        if self.admin_port is not None and self.admin_tokens_file is None:
+            raise ValueError(
+                f"admin_port ({self.admin_port}) needs admin_tokens_file: the admin API takes no request "
+                "without a token"
+            )
         if self.feature_source == "redis" and len(self.redis_urls()) > 1:
             raise ValueError("redis_url must name one server unless feature_source is redis_cluster")
         return self
+
+    @property
+    def admin_address_port(self) -> int:
+        """Port of the admin API, where it is on."""
+        return ADMIN_PORT if self.admin_port is None else self.admin_port
 
     def redis_urls(self) -> list[str]:
         """Servers to connect to first."""

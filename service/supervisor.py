@@ -13,12 +13,14 @@ import signal
 import tempfile
 import time
 from dataclasses import dataclass
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 
+from service.admin import admin_server
+from service.links import PipedWorkers, WorkerLink
 from service.settings import Settings
 from service.sockets import bind
 from service.telemetry.log import configure_logging, get_logger
@@ -39,6 +41,7 @@ class Worker:
 
     number: int
     process: SpawnProcess | None = None
+    link: WorkerLink | None = None
     started_s: float = 0.0
     pause_s: float = FIRST_PAUSE_S
     start_at_s: float = 0.0
@@ -60,6 +63,7 @@ class Supervisor:
         with (
             bind(self._settings.host, self._settings.port) as reserved,
             tempfile.TemporaryDirectory() as folder,
+            admin_server(self._settings, PipedWorkers(self._links)),
         ):
             # Bound but not listening: holds the port without ever being given a connection.
             self._metrics_folder = Path(folder)
@@ -81,6 +85,9 @@ class Supervisor:
             if worker.process is not None and worker.process.is_alive() and worker.process.pid is not None:
                 os.kill(worker.process.pid, number)
 
+    def _links(self) -> list[tuple[int, WorkerLink | None]]:
+        return [(worker.number, worker.link) for worker in self._workers]
+
     def _metrics_file(self, worker: Worker) -> Path:
         """Where a worker counts; its successor goes on there."""
         return self._metrics_folder / f"worker-{worker.number}"
@@ -90,10 +97,13 @@ class Supervisor:
         for worker in self._workers:
             if worker.process is None and now >= worker.start_at_s:
                 os.environ[SLOTS_VARIABLE] = str(self._metrics_file(worker))
+                ours, its = self._context.Pipe()
                 worker.process = self._context.Process(
-                    target=_work, args=(settings,), name=f"worker-{worker.number}", daemon=True
+                    target=_work, args=(settings, its), name=f"worker-{worker.number}", daemon=True
                 )
                 _start_deaf(worker.process)
+                its.close()
+                worker.link = WorkerLink(ours)
                 worker.started_s = now
                 log.info("worker_started", worker=worker.number, pid=worker.process.pid)
 
@@ -110,7 +120,7 @@ class Supervisor:
             healthy = now - worker.started_s >= HEALTHY_AFTER_S
             worker.pause_s = FIRST_PAUSE_S if healthy else min(worker.pause_s * 2, LONGEST_PAUSE_S)
             worker.start_at_s = now + worker.pause_s
-            worker.process = None
+            worker.process = worker.link = None
             log.error(
                 "worker_died", worker=worker.number, exit_code=process.exitcode, restart_in_s=worker.pause_s
             )
@@ -145,12 +155,12 @@ def _start_deaf(process: SpawnProcess) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _work(settings: Settings) -> None:
+def _work(settings: Settings, connection: Connection) -> None:
     """A worker's whole life."""
     from service.server import serve
 
     parent: BaseProcess | None = multiprocessing.parent_process()
-    serve(settings, parent)
+    serve(settings, parent, connection)
 
 
 __all__ = ["Supervisor"]

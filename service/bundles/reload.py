@@ -44,7 +44,7 @@ class Reload:
 
     def shown(self) -> dict[str, Any]:
         """For operators."""
-        return asdict(self)
+        return {**asdict(self), "result": str(self.result)}
 
 
 def file_states(paths: Iterable[Path]) -> tuple[FileState, ...]:

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from pydantic import ValidationError
 
 from service.errors import ANSWERED, InternalError, ServiceError, TooLong
 from service.settings import Settings, cpu_quota, unknown_variables
@@ -68,3 +69,10 @@ def test_cpu_quota_is_rounded_up_and_bounded(tmp_path, text, expected, monkeypat
     (tmp_path / "cpu.max").write_text(text)
     assert cpu_quota(tmp_path / "cpu.max") == (8 if expected is None else expected)
     assert cpu_quota(tmp_path / "missing") == 8
+
+
+def test_an_admin_port_without_tokens_is_refused(tmp_path):
+    message = r"admin_port \(9000\) needs admin_tokens_file: the admin API takes no request without a token"
+    with pytest.raises(ValidationError, match=message):
+        Settings(admin_port=9000)
+    assert Settings(admin_tokens_file=tmp_path / "tokens").admin_address_port == 8001
