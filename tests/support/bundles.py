@@ -208,6 +208,7 @@ def build_bundle(
     change_golden: Callable[[Golden], None] | None = None,
     change_manifest: Callable[[dict[str, Any]], None] | None = None,
     seed: int = 0,
+    ballast: int = 0,
 ) -> SmallBundle:
     """Publish the small bundle and point an alias at it.
 
@@ -218,6 +219,7 @@ def build_bundle(
         change_golden: Changes the golden rows before they are written.
         change_manifest: Changes the manifest's arguments before it is made.
         seed: Of weights and features.
+        ballast: Makes graphs slow, see `write_graph`.
     """
     schema = make_schema()
     rng = np.random.default_rng(seed)
@@ -231,7 +233,13 @@ def build_bundle(
         (writer.path / "graphs").mkdir()
         (writer.path / "features").mkdir()
         for graph, own in weights.items():
-            write_graph(writer.path / f"graphs/{graph}.onnx", schema, own, external=f"{graph}.weights")
+            write_graph(
+                writer.path / f"graphs/{graph}.onnx",
+                schema,
+                own,
+                external=f"{graph}.weights",
+                ballast=ballast,
+            )
         for name, block in (("user", users), ("item", items)):
             ids = "\n".join(f"{name[0]}{i}" for i in range(len(block))) + "\n"
             (writer.path / f"features/{name}_ids.txt").write_text(ids)

@@ -101,8 +101,21 @@ def graph_inputs(schema: FeatureSchema) -> tuple[GraphInput, ...]:
     return tuple(inputs)
 
 
-def write_graph(path: Path, schema: FeatureSchema, weights: Weights, *, external: str) -> None:
-    """The formula as an ONNX graph with its weights in a file beside it."""
+BALLAST_WIDTH = 512
+
+
+def write_graph(
+    path: Path, schema: FeatureSchema, weights: Weights, *, external: str, ballast: int = 0
+) -> None:
+    """The formula as an ONNX graph with its weights in a file beside it.
+
+    Args:
+        path: Of the graph.
+        schema: Of the rows.
+        weights: Of the formula.
+        external: Name of the file of weights.
+        ballast: Products with a matrix of 512 x 512 at every row that change no score: they take time.
+    """
     nodes, constants = [], []
 
     def constant(name: str, values: NDArray[Any]) -> str:
@@ -131,6 +144,16 @@ def write_graph(path: Path, schema: FeatureSchema, weights: Weights, *, external
     once = node("Add", [side(Entity.USER), side(Entity.CONTEXT)], "once")
     once = node("Add", [once, node("Gather", [constant("t", weights.domain), "domain"], "t_d")], "once_d")
     rows = node("Add", [node("Gather", [once, "request_index"], "once_n"), side(Entity.ITEM)], "logit")
+    if ballast:
+        wide = node("Reshape", [rows, constant("wide", np.array([-1, 1], np.int64))], "ballast_in")
+        ones = constant("ones", np.ones((1, BALLAST_WIDTH), np.float32))
+        wide = node("MatMul", [wide, ones], "ballast_0")
+        same = constant("same", np.eye(BALLAST_WIDTH, dtype=np.float32))
+        for layer in range(ballast):
+            wide = node("MatMul", [wide, same], f"ballast_{layer + 1}")
+        nothing = node("ReduceSum", [wide, axis], "ballast_sum", keepdims=0)
+        nothing = node("Mul", [nothing, constant("zero", np.zeros(1, np.float32))], "nothing")
+        rows = node("Add", [rows, nothing], "with_ballast")
     for name, values, kind in (("scale", weights.scale, "Mul"), ("bias", weights.bias, "Add")):
         per_request = node("Gather", [constant(name, values), "domain"], f"{name}_d")
         rows = node(
