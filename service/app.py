@@ -22,6 +22,7 @@ from service.api.openapi import complete
 from service.api.respond import PROBLEM, problem_body, problem_headers
 from service.api.score import PATH, ScoreEndpoint
 from service.api.translate import Limits
+from service.api.warm import warm
 from service.bundles.pool import BundlePool
 from service.bundles.registry import LoadedBundle
 from service.contract.store import ModelStore
@@ -238,6 +239,7 @@ def _control_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await warm(app)
         serving.metrics.worker.start()
         await events.start()
         features.start()

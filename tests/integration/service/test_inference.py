@@ -460,6 +460,26 @@ def test_infer_shares_admission_and_deadline_with_score(small):
     assert "the deadline of 100 ms passed at stage 'body'" in json.loads(late[1]["body"])["error"]
 
 
+@pytest.mark.parametrize("path", ["/v2/models/small/infer", "/feedback", "/score"])
+def test_a_caller_may_ask_for_less_time_but_only_in_whole_milliseconds(small, tmp_path, path):
+    async def use(app):
+        pieces = asyncio.Queue()
+        pieces.put_nowait({"type": "http.request", "body": b"{", "more_body": True})
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        head = [(b"content-type", b"application/json"), (b"x-deadline-ms", b"30")]
+        await app({"type": "http", "method": "POST", "path": path, "headers": head}, pieces.get, send)
+        odd = await ask(app, {}, path=path, headers=[(b"x-deadline-ms", b"0.5")])
+        return json.loads(sent[1]["body"])["detail"], odd
+
+    late, odd = with_app(small.store, use, feedback_dir=tmp_path)
+    assert late == "the deadline of 30 ms passed at stage 'body'"
+    assert (odd[0], odd[2]["field"], odd[2]["value"]) == (422, "x-deadline-ms", "0.5")
+
+
 def test_with_one_graph_none_need_be_named(tmp_path, small):
     def only_whole(arguments):
         for name, entry in arguments["domains"].items():
@@ -470,3 +490,18 @@ def test_with_one_graph_none_need_be_named(tmp_path, small):
     status, _, reply = infer(small, json_body(one_row(built), parameters={}), store=tmp_path)
     assert status == 200
     assert reply["parameters"] == {"graph": "whole"}
+
+
+def test_requests_are_counted_by_outcome_and_timed(small):
+    async def use(app):
+        path = "/v2/models/small/infer"
+        before = [(await ask(app, json_body(one_row(small)), path=path))[0] for _ in range(3)]
+        refused = (await ask(app, {"inputs": []}, path=path))[0]
+        return before, refused, app.serving.metrics.render().decode()
+
+    answered, refused, text = with_app(small.store, use)
+    assert (answered, refused) == ([200] * 3, 422)
+    version = small.bundle.bundle_id[:12]
+    assert f'ctr_infer_requests_total{{outcome="ok",version="{version}"}} 3.0\n' in text
+    assert f'ctr_infer_requests_total{{outcome="rejected",version="{version}"}} 1.0\n' in text
+    assert f'ctr_infer_duration_seconds_count{{version="{version}"}} 3.0\n' in text
