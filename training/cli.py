@@ -9,16 +9,19 @@ exit code 2; neither shows a traceback.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from training.cli_ab import ab_app
+from training.cli_data import prepared_data
 from training.cli_join import join_command
 from training.cli_print import (
     out_console,
@@ -28,11 +31,7 @@ from training.cli_print import (
     print_source,
     print_study,
 )
-from training.track import Watcher, bars
-
-if TYPE_CHECKING:
-    from training.config import RunConfig
-    from training.data.prepared import PreparedDataset
+from training.track import Quiet, bars
 
 INTERRUPTED = 130
 
@@ -62,6 +61,15 @@ OverrideOption = Annotated[
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")]
 
 
+@app.callback()
+def start(context: typer.Context) -> None:
+    """Train click models over many domains."""
+    if "RANK" in os.environ and context.invoked_subcommand != "run":
+        from training.engine.distributed import refuse_ranks
+
+        refuse_ranks(f"ctr-train {context.invoked_subcommand}")
+
+
 @app.command()
 def run(
     config: ConfigOption,
@@ -69,22 +77,39 @@ def run(
     data: DataOption = None,
     prepared: PreparedOption = None,
     override: OverrideOption = None,
+    rank_timeout: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="Under torchrun: how long a process waits for the others, and for data to be prepared.",
+        ),
+    ] = 1800.0,
     *,
     resume: ResumeOption = False,
 ) -> None:
-    """Train one model, calibrate and evaluate it, and write the run folder with its report."""
+    """Train one model, calibrate and evaluate it, and write the run folder with its report.
+
+    Several processes: torchrun --nproc-per-node 2 -m training.cli run ... (training/README.md).
+    """
     from training.config import load_config
     from training.engine.artefacts import RunFolder
+    from training.engine.distributed import joined
     from training.engine.fit import run_training
     from training.report import write_report
 
     settings = load_config(config, override or ())
-    with bars(error_console) as watcher:
-        dataset = _prepared(settings, data=data, cache=prepared, out=out, watcher=watcher)
-        run_training(settings, dataset, out, resume=resume, watcher=watcher)
-    write_report(out)
-    print_metrics(RunFolder(out))
-    out_console.print(f"run folder {out}, report {RunFolder(out).report}", highlight=False)
+    with joined(device=settings.training.device, timeout_s=rank_timeout) as group:
+        with bars(error_console) if group.is_first else nullcontext(Quiet()) as watcher:
+            dataset = prepared_data(
+                settings, data=data, cache=prepared, out=out, watcher=watcher, group=group
+            )
+            # What torchrun starts anew after a failure goes on, whatever the first start was told.
+            going_on = resume or group.restarts > 0
+            run_training(settings, dataset, out, resume=going_on, watcher=watcher, group=group)
+        if group.is_first:
+            write_report(out)
+            print_metrics(RunFolder(out))
+            out_console.print(f"run folder {out}, report {RunFolder(out).report}", highlight=False)
 
 
 @app.command()
@@ -108,7 +133,7 @@ def cluster(
     if not resume:
         refuse_taken(RunFolder(out))
     with bars(error_console) as watcher:
-        dataset = _prepared(settings, data=data, cache=prepared, out=out, watcher=watcher)
+        dataset = prepared_data(settings, data=data, cache=prepared, out=out, watcher=watcher)
         assignment = find_clusters(Job(settings, dataset, resume=resume, watcher=watcher), out)
     table = Table("cluster", "domains", "sources", box=None)
     for k, names in enumerate(assignment.targets):
@@ -206,7 +231,7 @@ def tune(
     given, axes = override or [], load_space(space)
     settings = load_config(config, given)
     with bars(error_console) as watcher:
-        dataset = _prepared(settings, data=data, cache=prepared, out=out, watcher=watcher)
+        dataset = prepared_data(settings, data=data, cache=prepared, out=out, watcher=watcher)
         search = Search(config, given, axes, dataset, out, seed)
         found = run_search(search, trials, resume=resume, watcher=watcher)
     out_console.print(
@@ -332,30 +357,6 @@ def expected_errors() -> tuple[type[Exception], ...]:
         TuneError,
         OSError,
     )
-
-
-def _prepared(
-    config: RunConfig, *, data: Path | None, cache: Path | None, out: Path, watcher: Watcher
-) -> PreparedDataset:
-    """Open the prepared data, made on first use, and link it into the run folder."""
-    from training.data.prepare import prepare
-    from training.data.prepared import MANIFEST_FILE, PreparedDataset
-    from training.data.source import open_data
-    from training.engine.artefacts import RunFolder
-    from training.engine.errors import RunError
-
-    home = RunFolder(out).prepared
-    folder = home if cache is None else cache
-    if not (folder / MANIFEST_FILE).is_file():
-        if data is None:
-            raise RunError(f"{folder}: no prepared data there; give --data to make it")
-        source = open_data(data, config.data.recipe)
-        watcher.say(f"preparing {data} into {folder}")
-        prepare(source, folder, progress=watcher.reach)
-    if cache is not None and not home.exists():
-        home.parent.mkdir(parents=True, exist_ok=True)
-        home.symlink_to(cache.resolve(), target_is_directory=True)
-    return PreparedDataset.open(folder)
 
 
 if __name__ == "__main__":

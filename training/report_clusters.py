@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from training.clustering.archive import load_state
 from training.clustering.arrays import FloatArray, IntArray
 from training.clustering.assignment import MATRICES_FILE, ClusterAssignment, load_assignment
-from training.clustering.cluster_run import CHOICE_FILE, STATE_FILE
+from training.clustering.choice_file import CHOICE_FILE
+from training.clustering.cluster_run import STATE_FILE
 from training.clustering.gain import Matrices, pair_gains
 from training.clustering.state import CdcState
 from training.engine.files import write_text

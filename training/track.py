@@ -60,6 +60,26 @@ class RunLog:
         self.close()
 
 
+class NoLog(RunLog):
+    """Keeps nothing: for ranks that leave the log to the first one."""
+
+    def __init__(self) -> None:
+        """Open nothing."""
+
+    def truncate(self, position: int) -> None:
+        """Nothing."""
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Nothing."""
+
+    def sync(self) -> int:
+        """No bytes."""
+        return 0
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def read_log(path: Path) -> list[dict[str, Any]]:
     """All whole events of a log; a last line that a kill cut short is left out."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -100,10 +100,14 @@ class CdcSteps:
         """Whether the updates that were asked for are done."""
         return self._stop_after is not None and len(self.state.history) >= self._stop_after
 
+    def due(self, step: int) -> bool:
+        """Whether the clusters are to be updated."""
+        on_time = step >= self._warmup and (step - self._warmup) % self._interval == 0
+        return on_time and (self._max_updates is None or len(self.state.history) < self._max_updates)
+
     def before_step(self, step: int) -> None:
         """Update the clusters where that is due."""
-        due = step >= self._warmup and (step - self._warmup) % self._interval == 0
-        if due and (self._max_updates is None or len(self.state.history) < self._max_updates):
+        if self.due(step):
             self._update(step)
 
     def forward(self, inputs: TensorBatch) -> ModelOutput:

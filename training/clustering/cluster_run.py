@@ -14,13 +14,11 @@ Invariant: a folder with `assignment.json` is finished; a killed run that goes o
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +44,7 @@ from training.clustering.baselines import (
     TagGroups,
 )
 from training.clustering.cdc import CdcSteps, Lookahead
+from training.clustering.choice_file import CHOICE_FILE, save_choice, saved_choice
 from training.clustering.choose_k import choose_num_clusters
 from training.clustering.errors import AssignmentError, RulesError
 from training.clustering.gain import Matrices
@@ -60,16 +59,16 @@ from training.data.dataset import RowReader
 from training.data.prepared import PreparedDataset
 from training.engine.artefacts import RunFolder
 from training.engine.checkpoint import CheckpointFile
-from training.engine.files import write_atomically, write_text
+from training.engine.distributed import ALONE, RankGroup
+from training.engine.files import write_atomically
 from training.engine.optim import OptimiserSet
 from training.engine.row_view import view
-from training.engine.run import build_loop, claim, run_identity, run_loop, settle
+from training.engine.run import build_loop, claim, open_log, run_identity, run_loop, settle
 from training.models.base import CtrModel
 from training.models.build import build_model
 from training.models.config import TowerConfig
 from training.track import Quiet, RunLog, Watcher
 
-CHOICE_FILE = "choice.json"
 STATE_FILE = "state.npz"
 
 LookaheadMaker = Callable[[RunConfig, CtrModel, OptimiserSet, int], Lookahead]
@@ -110,6 +109,7 @@ class Job:
         make_lookahead: Makes the lookahead.
         resume: Whether to go on from what the folder holds.
         watcher: Shows progress.
+        group: Whose ranks train the models that clusters are measured on.
     """
 
     config: RunConfig
@@ -117,6 +117,7 @@ class Job:
     make_lookahead: LookaheadMaker = model_lookahead
     resume: bool = False
     watcher: Watcher = Quiet()  # noqa: RUF009 (it holds nothing)
+    group: RankGroup = ALONE
 
     def rows(self) -> RowPool:
         """Held-out rows and the pool of the steps."""
@@ -146,21 +147,28 @@ def find_clusters(job: Job, out: Path) -> ClusterAssignment:
         ClusteringError: settings that cannot work, or a folder of another run.
         EngineError: the folder is taken, or training diverged.
     """
+    if (known := job.group.on_first(lambda: _unmeasured(job, out))) is not None:
+        return known
+    rows = job.rows()
+    num_clusters = choose_clusters(job, out, rows)
+    updates = job.config.clustering.cluster_updates
+    state = measure(job, out, rows, num_clusters=num_clusters, updates=updates)
+    return job.group.on_first(lambda: save_clusters(job, out, rows, state))
+
+
+def _unmeasured(job: Job, out: Path) -> ClusterAssignment | None:
+    """The assignment where no effects are to be measured for it; else the folder is claimed for that."""
     settings = job.config.clustering
     if settings.assignment is not None:
         return _given(job, Path(settings.assignment), out)
     if job.resume and (out / ASSIGNMENT_FILE).is_file():
         return require_same(load_assignment(out), job, out)
-    folder = RunFolder(out)
-    claim(folder, job.config, job.prepared, resume=job.resume)
-    if not settings.needs_lookahead:
-        assignment = _grouped(job)
-        save_assignment(out, assignment)
-        return assignment
-    rows = job.rows()
-    num_clusters = choose_clusters(job, out, rows)
-    state = measure(job, out, rows, num_clusters=num_clusters, updates=settings.cluster_updates)
-    return save_clusters(job, out, rows, state)
+    claim(RunFolder(out), job.config, job.prepared, resume=job.resume)
+    if settings.needs_lookahead:
+        return None
+    assignment = _grouped(job)
+    save_assignment(out, assignment)
+    return assignment
 
 
 def _given(job: Job, path: Path, out: Path) -> ClusterAssignment:
@@ -242,28 +250,26 @@ def choose_clusters(job: Job, out: Path, rows: RowPool) -> int:
         return wanted
     path = out / CHOICE_FILE
     identity = {"config": job.config.digest, "data": job.prepared.data_digest}
-    if job.resume and path.is_file():
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        if saved["digests"] == identity:
-            return int(saved["num_clusters"])
+    known = job.group.on_first(lambda: saved_choice(path, identity=identity) if job.resume else None)
+    if known is not None:
+        return known
     job.watcher.say("choosing the number of clusters")
     state = measure(job, out / "choice", rows, num_clusters=1, updates=1)
     measured = state.require_clusters()
-    choice = choose_num_clusters(
-        Matrices(mi=measured.mi, mh=measured.mh, mc=measured.mc, shares=state.shares),
-        measured.mt,
-        distance=job.config.clustering.distance,
-        rules=state.rules.source,
-        seed=job.config.training.seed,
-    )
-    content = {
-        "num_clusters": choice.num_clusters,
-        "evidence": [_finite(asdict(line)) for line in choice.evidence],
-        "digests": identity,
-    }
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-    job.watcher.say(f"{choice.num_clusters} clusters")
-    return choice.num_clusters
+
+    def choose() -> int:
+        choice = choose_num_clusters(
+            Matrices(mi=measured.mi, mh=measured.mh, mc=measured.mc, shares=state.shares),
+            measured.mt,
+            distance=job.config.clustering.distance,
+            rules=state.rules.source,
+            seed=job.config.training.seed,
+        )
+        save_choice(path, choice, identity=identity)
+        job.watcher.say(f"{choice.num_clusters} clusters")
+        return choice.num_clusters
+
+    return job.group.on_first(choose)
 
 
 def measure(job: Job, folder: Path, rows: RowPool, *, num_clusters: int, updates: int) -> CdcState:
@@ -275,8 +281,8 @@ def measure(job: Job, folder: Path, rows: RowPool, *, num_clusters: int, updates
     steps = settings.warmup_batches + (updates - 1) * interval_of(job, rows, num_clusters) + 1
     identity = run_identity(config, job.prepared) | {"num_clusters": str(num_clusters)}
     checkpoint = CheckpointFile(run.checkpoint, identity=identity)
-    going_on = job.resume and checkpoint.exists()
-    device = settle(config)
+    going_on = job.group.on_first(lambda: job.resume and checkpoint.exists())
+    device = settle(config, job.group)
     made: list[CdcSteps] = []
 
     def make_hook(model: CtrModel, optimisers: OptimiserSet, log: RunLog, watcher: Watcher) -> CdcSteps:
@@ -284,7 +290,7 @@ def measure(job: Job, folder: Path, rows: RowPool, *, num_clusters: int, updates
         made.append(hook)
         return hook
 
-    with RunLog(run.log, keep=going_on) as log:
+    with open_log(run.log, keep=going_on, group=job.group) as log:
         loop = build_loop(
             config.model_copy(update={"model": with_cluster_towers(config)}),
             job.prepared,
@@ -297,6 +303,7 @@ def measure(job: Job, folder: Path, rows: RowPool, *, num_clusters: int, updates
             log=log,
             watcher=job.watcher,
             device=device,
+            group=job.group,
         )
         run_loop(loop, going_on=going_on, watcher=job.watcher)
     return made[0].state
@@ -386,9 +393,3 @@ def _grouping(config: RunConfig, num_domains: int) -> Grouping:
         count = default_num_clusters(num_domains) if wanted == "auto" else wanted
         return RandomGroups(count, seed=config.training.seed)
     return OneCluster() if settings.method == "one_cluster" else OnePerDomain()
-
-
-def _finite(line: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: None if isinstance(value, float) and math.isnan(value) else value for key, value in line.items()
-    }

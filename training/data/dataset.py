@@ -4,8 +4,8 @@ The rows of an epoch form one stream, a pure function of (seed, epoch): row grou
 read into buffers of at least `buffer_rows` rows, each buffer is permuted, and the buffers follow each
 other. Step s takes the next B rows of the stream, whatever the number of ranks W; each rank gathers its part
 of them, B / W rows give or take one. Invariant: every row is in exactly one batch of one rank, all ranks have
-equally many batches, the batches of all ranks together are those of one process, and starting at a batch gives
-what an unbroken run gives from there.
+equally many batches, those of all ranks together are those of one process, and starting at a batch gives what
+an unbroken run gives from there.
 
 Letters: B rows of a step, W ranks.
 """
@@ -224,7 +224,7 @@ class RankShare:
         """Rows of the rank in one step; sizes of ranks differ by at most one."""
         total = min(self.batch_size, self.num_rows - step * self.batch_size)
         part = rank_slice(total, self.rank, self.world_size)
-        return part.stop - part.start
+        return int(part.stop - part.start)
 
     def places(self, first: int, last: int) -> NDArray[np.int64]:
         """(n,) the rank's rows among `first` to `last` - 1 of the stream, ascending."""

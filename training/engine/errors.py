@@ -6,6 +6,8 @@ EngineError
 +-- CheckpointError    a checkpoint cannot be written, read, or does not belong to this run
 +-- CalibrationError   no calibrator can be fitted, or a calibration file is not one
 +-- RunError           a run folder is missing a file, incomplete, or already taken
++-- RankError          several processes cannot be made one group, or a command does not go with them
++-- PeerError          another process of the group failed
 """
 
 
@@ -31,3 +33,11 @@ class CalibrationError(EngineError):
 
 class RunError(EngineError):
     """A run folder cannot be used as asked."""
+
+
+class RankError(EngineError):
+    """Several processes cannot work as asked."""
+
+
+class PeerError(EngineError):
+    """Another process of the group failed."""

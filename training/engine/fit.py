@@ -32,6 +32,7 @@ from training.config import RunConfig, load_config
 from training.data.prepared import PreparedDataset
 from training.engine.artefacts import RunFolder, load_model
 from training.engine.calibrate import Calibrator
+from training.engine.distributed import ALONE, RankGroup
 from training.engine.errors import RunError
 from training.engine.optim import OptimiserSet
 from training.engine.run import (
@@ -39,10 +40,10 @@ from training.engine.run import (
     RunResult,
     measured,
     pick_device,
-    predict_split,
     refuse_taken,
     train_model,
 )
+from training.engine.score import predict_split
 from training.engine.split import cluster_rows, evaluate_split, train_split
 from training.masks.mask_run import MaskRun, check_masks
 from training.models.base import CtrModel
@@ -69,6 +70,7 @@ def run_training(
     resume: bool = False,
     watcher: Watcher | None = None,
     make_lookahead: LookaheadMaker = model_lookahead,
+    group: RankGroup = ALONE,
 ) -> RunResult:
     """Train, calibrate, evaluate, and fill a run folder.
 
@@ -79,6 +81,7 @@ def run_training(
         resume: Go on from the folder's checkpoint, where there is one.
         watcher: Shows progress.
         make_lookahead: How effects between domains are measured, where clusters are found.
+        group: Whose ranks train; all call this with equal arguments.
 
     Raises:
         RunError: The folder holds a run and `resume` is not set, a split is empty, or the model's towers do
@@ -87,19 +90,19 @@ def run_training(
         ClusteringError: Clusters cannot be found.
         SchemaError: The model config names what the schema lacks.
     """
-    job = Job(config, prepared, make_lookahead, resume=resume, watcher=watcher or Quiet())
+    job = Job(config, prepared, make_lookahead, resume=resume, watcher=watcher or Quiet(), group=group)
     version = config.clustering.version
     _check_towers(config)
     check_masks(config)
     if not resume:
-        refuse_taken(RunFolder(out))
+        group.on_first(lambda: refuse_taken(RunFolder(out)))
     if version == "none":
         return _train_one(job, out)
     if version == "end_to_end":
         return _end_to_end(job, out)
     assignment = find_clusters(job, RunFolder(out).clusters)
     if version == "split":
-        return train_split(config, prepared, out, assignment, resume=resume, watcher=job.watcher)
+        return train_split(config, prepared, out, assignment, resume=resume, watcher=job.watcher, group=group)
     return _train_one(job, out, assignment)
 
 
@@ -123,6 +126,7 @@ def _train_one(job: Job, out: Path, assignment: ClusterAssignment | None = None)
         make_hook=None if masks is None else masks.make_hook,
         identity=None if assignment is None else {"clusters": assignment.digest},
         on_trained=on_trained,
+        group=job.group,
     )
 
 
@@ -214,4 +218,5 @@ def _end_to_end(job: Job, out: Path) -> RunResult:
         make_hook=make_hook,
         identity={"num_clusters": str(num_clusters)},
         on_trained=on_trained,
+        group=job.group,
     )

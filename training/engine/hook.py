@@ -24,6 +24,10 @@ class LoopHook(Protocol):
         """Whether training may end here."""
         ...
 
+    def due(self, step: int) -> bool:
+        """Whether `before_step` has work to do there; the same on all ranks."""
+        ...
+
     def before_step(self, step: int) -> None:
         """`step` optimiser steps are done and the next begins; called once per step."""
         ...
@@ -57,6 +61,10 @@ class PlainSteps:
 
     def __init__(self, model: CtrModel) -> None:
         self._model = model
+
+    def due(self, step: int) -> bool:  # noqa: ARG002 (never)
+        """Never."""
+        return False
 
     def before_step(self, step: int) -> None:
         """Nothing."""

@@ -3,8 +3,9 @@
 Per step: one shuffled mixed-domain batch, loss = weighted mean of BCE + the model's penalty, one step of both
 optimisers. Where a model trains several heads each on its own, a row's BCE is the weighted mean of theirs.
 Several times an epoch: validation, which decides the best weights and when to stop.
+Where several ranks train, each runs a loop of its own on its part of every batch, and the first writes.
 Invariants: the loop can be cut after any checkpoint and goes on with the same bits; when `run` returns, the
-model holds the best weights.
+model holds the best weights; position, weights and what was decided are equal on all ranks.
 """
 
 import math
@@ -15,25 +16,24 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from training.data.dataset import Batch
 from training.engine.average import WeightAverage
-from training.engine.batch import model_inputs, targets
 from training.engine.checkpoint import CheckpointFile
+from training.engine.distributed import ALONE, RankGroup
 from training.engine.errors import DivergedError, EngineError
 from training.engine.hook import LoopHook, PlainSteps
 from training.engine.monitor import EarlyStop, monitored_value
 from training.engine.optim import OptimiserSet
-from training.engine.precision import Precision, forward_precision
-from training.engine.seed import random_state, restore_random_state
+from training.engine.precision import Precision
+from training.engine.seed import random_state, reseed, restore_random_state
+from training.engine.steps import LocalSteps, Steps
 from training.metrics import Evaluation
-from training.models.base import CtrModel, ModelOutput
+from training.models.base import CtrModel
 from training.track import RunLog, Watcher
 
 MIN_TRAIN_ROWS = 2
-"""A batch below this is passed over: batch normalisation has no variance of one row."""
+"""A step below this is passed over: batch normalisation has no variance of one row."""
 
 
 @dataclass
@@ -105,6 +105,8 @@ class TrainLoop:
         device: torch.device,
         average: WeightAverage | None = None,
         hook: LoopHook | None = None,
+        steps: Steps | None = None,
+        group: RankGroup = ALONE,
     ) -> None:
         """Compose the loop.
 
@@ -121,6 +123,8 @@ class TrainLoop:
             device: Where to compute.
             average: Averages dense weights for validation and the result, or None.
             hook: Takes part in every step; None trains the model as it is.
+            steps: Computes gradients; None is for a process by itself.
+            group: The ranks that train; `read`, `validate` and `steps` go with it.
         """
         self.model = model
         self.position = Position()
@@ -132,9 +136,10 @@ class TrainLoop:
         self._checkpoint = checkpoint
         self._log = log
         self._watcher = watcher
-        self._device = device
         self._average = average
         self._hook: LoopHook = hook or PlainSteps(model)
+        self._steps: Steps = steps or LocalSteps(precision=plan.precision, device=device)
+        self._group = group
 
     def run(self) -> None:
         """Train to the end of the plan or of patience, then put the best weights into the model.
@@ -176,7 +181,11 @@ class TrainLoop:
             self._average.load_state_dict(state["average"])
         self.position = Position(**state["position"])
         self._log.truncate(state["log_bytes"])
-        restore_random_state(state["random"])
+        generators = [state["random"], *state.get("random_of_others", ())]
+        if self._group.rank < len(generators):
+            restore_random_state(generators[self._group.rank])
+        else:  # more ranks than before: draws of their own, not those of their first steps again
+            reseed(torch.initial_seed(), self.position.step)
         self._log.event(
             "resume", step=self.position.step, epoch=self.position.epoch, batch=self.position.batch
         )
@@ -209,32 +218,26 @@ class TrainLoop:
 
     def _step(self, batch: Batch) -> float:
         """One optimiser step on B rows; gives the loss in nats per row without the penalty."""
-        position, rows = self.position, len(batch.label)
+        position, rows = self.position, self._steps.num_rows(batch)
         if rows < MIN_TRAIN_ROWS:
             return math.nan
         self._hook.before_step(position.step)
-        label, weight = targets(batch, self._device)
-        with forward_precision(self._plan.precision, self._device):
-            output = self._hook.forward(model_inputs(batch, self._device))
-        loss = training_loss(output, label, weight)
-        value = float((loss + output.penalty).detach())
-        if not math.isfinite(value):
+        self._optimisers.zero_grad()
+        loss = self._steps.backward(batch, self._hook.forward)
+        if not math.isfinite(loss.total):
             raise DivergedError(
-                f"the loss is {value} at step {position.step + 1} (epoch {position.epoch}, "
+                f"the loss is {loss.total} at step {position.step + 1} (epoch {position.epoch}, "
                 f"batch {position.batch + 1}); lower optimiser.dense.lr or optimiser.tables.lr, "
                 "or lengthen the warm-up"
             )
-        self._optimisers.zero_grad()
-        (loss + output.penalty).backward()  # type: ignore[no-untyped-call]
         self._optimisers.step(position.step)
         if self._average is not None:
             self._average.update()
         position.step += 1
         position.rows += rows
-        row_loss = float(loss.detach())
-        position.loss_sum += row_loss * rows
+        position.loss_sum += loss.rows * rows
         position.loss_rows += rows
-        return row_loss
+        return loss.rows
 
     def _log_loss(self) -> None:
         position = self.position
@@ -278,6 +281,10 @@ class TrainLoop:
         return round(self.position.epoch + self.position.batch / self._plan.batches_per_epoch, 4)
 
     def _save(self) -> None:
+        generators = self._group.gather(random_state())
+        self._group.on_first(lambda: self._write(generators))
+
+    def _write(self, generators: list[dict[str, Any]]) -> None:
         state: dict[str, Any] = {
             "model": self.model.state_dict(),
             "optimisers": self._optimisers.state_dict(),
@@ -286,36 +293,7 @@ class TrainLoop:
             "average": None if self._average is None else self._average.state_dict(),
             "position": asdict(self.position),
             "log_bytes": self._log.sync(),
-            "random": random_state(),
+            "random": generators[0],
+            "random_of_others": generators[1:],
         }
         self._checkpoint.save(state)
-
-
-def training_loss(output: ModelOutput, labels: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean over rows of the BCE of a row's logit, or of its heads' weighted mean BCE, in nats.
-
-    Args:
-        output: Of B rows.
-        labels: (B,) float32, 0 or 1.
-        weights: (B,) float32, not negative; all 0 gives loss 0.
-    """
-    if output.heads is None:
-        return weighted_bce(output.logits.float(), labels, weights)
-    logits = output.heads.logits.float()
-    losses = functional.binary_cross_entropy_with_logits(
-        logits, labels.unsqueeze(1).expand_as(logits), reduction="none"
-    )
-    by_row = (losses * output.heads.weights).sum(dim=1)
-    return (by_row * weights).sum() / weights.sum().clamp_min(1e-12)
-
-
-def weighted_bce(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean binary cross-entropy, in nats.
-
-    Args:
-        logits: (B,) float32.
-        labels: (B,) float32, 0 or 1.
-        weights: (B,) float32, not negative; all 0 gives loss 0.
-    """
-    losses = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-    return (losses * weights).sum() / weights.sum().clamp_min(1e-12)

@@ -1,9 +1,9 @@
 """One model from config to run folder.
 
 Builds model, optimisers, loop and calibrator from flat arguments, runs them, and writes the artefacts listed
-in `artefacts.py`. Which model on which rows is `fit.py`'s to say. Invariant: with equal config,
-data, seed and number of threads on one machine, a run that was killed and resumed ends with the bits of an
-unbroken one.
+in `artefacts.py`. Which model on which rows is `fit.py`'s to say. Where several ranks train, the first alone
+writes. Invariant: with equal config, data, seed and numbers of threads and ranks on one machine, a run that
+was killed and resumed ends with the bits of an unbroken one.
 """
 
 import time
@@ -25,19 +25,23 @@ from training.engine.artefacts import RunFolder, save_json, save_model, save_pre
 from training.engine.average import WeightAverage
 from training.engine.calibrate import GLOBAL_ONLY, Calibrator, fit_calibrator, identity_calibrator
 from training.engine.checkpoint import CheckpointFile
+from training.engine.distributed import ALONE, RankGroup, own_gpu
 from training.engine.errors import RunError
-from training.engine.evaluate import Predictions, evaluate_scores, predict
+from training.engine.evaluate import Predictions, evaluate_scores
 from training.engine.files import write_text
 from training.engine.hook import LoopHook
 from training.engine.loop import Plan, TrainLoop
 from training.engine.monitor import EarlyStop
 from training.engine.optim import OptimiserSet, Schedule, build_optimisers
 from training.engine.platt import sigmoid
-from training.engine.seed import seed_everything
+from training.engine.score import predict_split
+from training.engine.seed import reseed, seed_everything
+from training.engine.shared_hook import HookOnFirst
+from training.engine.shared_steps import SharedSteps
 from training.metrics import Evaluation
 from training.models.base import CtrModel
 from training.models.build import build_model
-from training.track import Quiet, RunLog, Watcher
+from training.track import NoLog, Quiet, RunLog, Watcher
 
 EVALUATED_SPLITS = ("valid", "test")
 
@@ -70,6 +74,7 @@ def train_model(
     make_hook: HookMaker | None = None,
     identity: Mapping[str, str] | None = None,
     on_trained: Callable[[], Mapping[str, Any]] | None = None,
+    group: RankGroup = ALONE,
 ) -> RunResult:
     """Train, calibrate, evaluate, and fill a run folder.
 
@@ -83,7 +88,9 @@ def train_model(
         trained_on: Whose train rows to take instead of those of `prepared`.
         make_hook: Makes what takes part in training.
         identity: What else must agree for a checkpoint to be gone on from.
-        on_trained: Called when the best weights are back; what it gives goes into the metrics.
+        on_trained: Called where files are written, when the best weights are back; what it gives goes into
+            the metrics.
+        group: Whose ranks train.
 
     Raises:
         EngineError: The folder is taken, a split is empty, training diverged, or calibration is impossible.
@@ -93,13 +100,13 @@ def train_model(
     folder, watcher = RunFolder(out), watcher or Quiet()
     _check_splits(prepared)
     copies = _with_copies(config, trained_on or prepared) if config.augment.in_training else None
-    claim(folder, config, prepared, resume=resume)
-    device = settle(config)
+    group.on_first(lambda: claim(folder, config, prepared, resume=resume))
+    device = settle(config, group)
     whole = run_identity(config, prepared) | dict(identity or {})
     checkpoint = CheckpointFile(folder.checkpoint, identity=whole)
-    going_on = resume and checkpoint.exists()
+    going_on = group.on_first(lambda: resume and checkpoint.exists())
     # The log is cut to what the checkpoint knows of, once that is read.
-    with RunLog(folder.log, keep=going_on) as log:
+    with open_log(folder.log, keep=going_on, group=group) as log:
         loop = build_loop(
             config,
             prepared,
@@ -111,14 +118,26 @@ def train_model(
             log=log,
             watcher=watcher,
             device=device,
+            group=group,
         )
         if not going_on:
-            log.event("start", name=config.name, **whole)
+            log.event("start", name=config.name, world_size=group.world_size, **whole)
         run_loop(loop, going_on=going_on, watcher=watcher)
         _require_judged(loop, out)
-        more = dict(on_trained()) if on_trained is not None else {}
-        more |= {} if copies is None else {"augment": copies.summary()}
-        metrics = _finish(config, prepared, folder, loop=loop, watcher=watcher, device=device, more=more)
+        size = config.training.eval_batch_size
+        predictions = {
+            split: predict_split(
+                loop.model, prepared, split, batch_size=size, device=device, watcher=watcher, group=group
+            )
+            for split in EVALUATED_SPLITS
+        }
+
+        def finish() -> dict[str, Any]:
+            more = dict(on_trained()) if on_trained is not None else {}
+            more |= {} if copies is None else {"augment": copies.summary()}
+            return _finish(config, prepared, folder, loop=loop, predictions=predictions, more=more)
+
+        metrics = group.on_first(finish)
         log.event("metrics", **headline(metrics))
     return RunResult(folder, metrics)
 
@@ -148,11 +167,18 @@ def run_identity(config: RunConfig, prepared: PreparedDataset) -> dict[str, str]
     return {"config": config.digest, "data": prepared.data_digest, "schema": prepared.schema.digest}
 
 
-def settle(config: RunConfig) -> torch.device:
-    """Set threads and seeds as a run wants them; gives its device."""
+def open_log(path: Path, *, keep: bool, group: RankGroup) -> RunLog:
+    """The log of a run, which the first rank writes."""
+    return RunLog(path, keep=keep) if group.is_first else NoLog()
+
+
+def settle(config: RunConfig, group: RankGroup = ALONE) -> torch.device:
+    """Set threads and seeds as a run wants them, equal on all ranks; gives this rank's device."""
     if config.training.num_threads is not None:
         torch.set_num_threads(config.training.num_threads)
     device = pick_device(config.training.device)
+    if device.type == "cuda" and not group.is_alone:
+        device = torch.device("cuda", own_gpu(group))
     seed_everything(config.training.seed)
     return device
 
@@ -168,23 +194,6 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
-
-
-def predict_split(
-    model: CtrModel,
-    prepared: PreparedDataset,
-    split: str,
-    *,
-    batch_size: int,
-    device: torch.device,
-    watcher: Watcher | None = None,
-) -> Predictions:
-    """Score all rows of a split in the reader's order."""
-    watcher = watcher or Quiet()
-    reader = RowReader(prepared, split)
-    watcher.start(f"score {split}", reader.num_rows)
-    batches = reader.batches(batch_size, seed=0, epoch=0, shuffle=False)
-    return predict(model, batches, device=device, on_rows=watcher.advance)
 
 
 def _check_splits(prepared: PreparedDataset) -> None:
@@ -232,8 +241,12 @@ def build_loop(
     log: RunLog,
     watcher: Watcher,
     device: torch.device,
+    group: RankGroup = ALONE,
 ) -> TrainLoop:
-    """Compose the loop that trains on the train rows of `trained_on` and validates on those of `prepared`."""
+    """Compose the loop that trains on the train rows of `trained_on` and validates on those of `prepared`.
+
+    On ranks after the first, random draws go their own way from here on.
+    """
     settings = config.training
     model = build_model(config.model, prepared.schema, towers).to(device)
     reader = RowReader(trained_on, "train")
@@ -248,16 +261,30 @@ def build_loop(
 
     def read(epoch: int, start_batch: int) -> Iterator[Batch]:
         return reader.batches(
-            settings.batch_size, seed=settings.seed, epoch=epoch, shuffle=True, start_batch=start_batch
+            settings.batch_size,
+            seed=settings.seed,
+            epoch=epoch,
+            shuffle=True,
+            start_batch=start_batch,
+            rank=group.rank,
+            world_size=group.world_size,
         )
 
     def validate() -> Evaluation:
-        rows = predict_split(model, prepared, "valid", batch_size=settings.eval_batch_size, device=device)
-        return measured(rows, sigmoid(rows.logit), prepared)
+        size = settings.eval_batch_size
+        rows = predict_split(model, prepared, "valid", batch_size=size, device=device, group=group)
+        return group.on_first(lambda: measured(rows, sigmoid(rows.logit), prepared))
 
     decay = settings.ema_decay
     total_steps = max(epochs, settings.epochs) * plan.batches_per_epoch
     optimisers = _optimisers(config, model, total_steps=total_steps)
+    hook = None if make_hook is None else make_hook(model, optimisers, log, watcher)
+    steps = None
+    if not group.is_alone:
+        hook = None if hook is None else HookOnFirst(hook, model, group=group)
+        steps = SharedSteps(model, group=group, precision=settings.precision, device=device)
+    if not group.is_first:
+        reseed(settings.seed, group.rank)
     return TrainLoop(
         model=model,
         optimisers=optimisers,
@@ -270,7 +297,9 @@ def build_loop(
         watcher=watcher,
         device=device,
         average=None if decay is None else WeightAverage(model.dense_parameters(), decay=decay),
-        hook=None if make_hook is None else make_hook(model, optimisers, log, watcher),
+        hook=hook,
+        steps=steps,
+        group=group,
     )
 
 
@@ -298,18 +327,12 @@ def _finish(
     folder: RunFolder,
     *,
     loop: TrainLoop,
-    watcher: Watcher,
-    device: torch.device,
+    predictions: Mapping[str, Predictions],
     more: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write everything that follows from the best weights; gives the content of `metrics.json`."""
     started = time.perf_counter()
     weights = save_model(folder.model, loop.model, config=config.model, schema=prepared.schema)
-    size = config.training.eval_batch_size
-    predictions = {
-        split: predict_split(loop.model, prepared, split, batch_size=size, device=device, watcher=watcher)
-        for split in EVALUATED_SPLITS
-    }
     calibrator = _calibrator(config, predictions["valid"], prepared)
     calibrator.save(folder.calibration)
     metrics: dict[str, Any] = {"raw": {}}

@@ -32,6 +32,14 @@ def seed_everything(seed: int) -> None:
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def reseed(*key: int) -> None:
+    """Let every generator go on with draws that depend on `key` alone, whose numbers are not negative."""
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 def random_state() -> dict[str, Any]:
     """Capture the state of every generator as plain values and tensors."""
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)

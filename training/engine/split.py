@@ -33,6 +33,7 @@ from training.engine.artefacts import (
     save_predictions,
 )
 from training.engine.calibrate import Calibrator
+from training.engine.distributed import ALONE, RankGroup
 from training.engine.evaluate import Predictions
 from training.engine.files import write_text
 from training.engine.platt import sigmoid
@@ -42,13 +43,14 @@ from training.engine.run import (
     RunResult,
     headline,
     measured,
-    predict_split,
+    open_log,
     run_identity,
     train_model,
 )
+from training.engine.score import predict_split
 from training.masks.mask_run import MaskRun
 from training.models.config import wants_clusters
-from training.track import Quiet, RunLog, Watcher
+from training.track import Quiet, Watcher
 
 
 def train_split(
@@ -59,6 +61,7 @@ def train_split(
     *,
     resume: bool,
     watcher: Watcher,
+    group: RankGroup = ALONE,
 ) -> RunResult:
     """Train all models one after the other and join what they say.
 
@@ -67,17 +70,14 @@ def train_split(
         EngineError: Training of a model failed.
     """
     folder = RunFolder(out)
-    folder.metrics.unlink(missing_ok=True)
-    write_text(folder.config, config.to_yaml())
-    write_text(folder.schema, prepared.schema.model_dump_json(indent=2) + "\n")
+    group.on_first(lambda: _begin(folder, config, prepared, assignment))
     identity = run_identity(config, prepared) | {"clusters": assignment.digest}
     results = []
-    with RunLog(folder.log) as log:
+    with open_log(folder.log, keep=False, group=group) as log:
         log.event("start", name=config.name, **identity)
         for k in range(assignment.num_clusters):
             part = folder.part(k)
             watcher.say(f"cluster {k} of {assignment.num_clusters}: {', '.join(assignment.targets[k])}")
-            _describe(part, prepared, assignment, k)
             rows = cluster_rows(part, prepared)
             masks = MaskRun(config, rows, part.root) if config.masks.enabled else None
             results.append(
@@ -91,12 +91,24 @@ def train_split(
                     make_hook=None if masks is None else masks.make_hook,
                     identity={"clusters": assignment.digest, "cluster": str(k)},
                     on_trained=None if masks is None else masks.on_trained,
+                    group=group,
                 )
             )
             log.event("cluster", cluster=k, **headline(results[-1].metrics))
-        metrics = _joined(config, prepared, folder, [r.metrics for r in results], assignment)
+        parts = [result.metrics for result in results]
+        metrics = group.on_first(lambda: _joined(config, prepared, folder, parts, assignment))
         log.event("metrics", **headline(metrics))
     return RunResult(folder, metrics)
+
+
+def _begin(
+    folder: RunFolder, config: RunConfig, prepared: PreparedDataset, assignment: ClusterAssignment
+) -> None:
+    folder.metrics.unlink(missing_ok=True)
+    write_text(folder.config, config.to_yaml())
+    write_text(folder.schema, prepared.schema.model_dump_json(indent=2) + "\n")
+    for k in range(assignment.num_clusters):
+        _describe(folder.part(k), prepared, assignment, k)
 
 
 def cluster_rows(part: RunFolder, prepared: PreparedDataset) -> RowView:

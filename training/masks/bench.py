@@ -21,7 +21,7 @@ import torch
 
 from training.clustering.lookahead_bench import bench_schema, random_rows, timed
 from training.clustering.lookahead_model import LabelledRows
-from training.engine.loop import training_loss
+from training.engine.loss import training_loss
 from training.engine.optim import Schedule, build_optimisers
 from training.masks.config import MaskConfig
 from training.masks.search import MaskSearch

@@ -125,13 +125,16 @@ class MaskSteps:
     judged = True
     finished = False
 
+    def due(self, step: int) -> bool:
+        """Whether the masks are to be updated."""
+        if not self.history:
+            return step >= self._warmup
+        over = step > self._last_step or len(self.history) == self._max_updates
+        return not over and (step - self._warmup) % self._interval == 0
+
     def before_step(self, step: int) -> None:
         """Update the masks where that is due."""
-        first = not self.history and step >= self._warmup
-        again = bool(self.history) and (step - self._warmup) % self._interval == 0
-        if again and (step > self._last_step or len(self.history) == self._max_updates):
-            return
-        if first or again:
+        if self.due(step):
             self._update(step)
 
     def forward(self, inputs: TensorBatch) -> ModelOutput:

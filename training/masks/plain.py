@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.optim import Adam, Optimizer, SparseAdam
 
 from training.clustering.lookahead_model import LabelledRows, slice_rows
-from training.engine.loop import training_loss
+from training.engine.loss import training_loss
 from training.masks.errors import MaskSearchError
 from training.masks.prune import pruned, pruned_to
 from training.masks.stack import TUNED

@@ -11,7 +11,7 @@ a tower; a linear term over the inputs and a bias per domain are added to the lo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import cast
 
@@ -57,10 +57,14 @@ class PartitionedNorm(nn.Module):
     Args:
         num_towers: K.
         width: W, width of z.
+
+    Attributes:
+        over_ranks: Adds a tensor up over the processes that share a batch; the identity where there is one.
     """
 
     def __init__(self, num_towers: int, width: int) -> None:
         super().__init__()
+        self.over_ranks: Callable[[Tensor], Tensor] = _unchanged
         self.scale = nn.Parameter(torch.ones(width))
         self.shift = nn.Parameter(torch.zeros(width))
         self.tower_scale = nn.Parameter(torch.zeros(num_towers, width))
@@ -87,17 +91,25 @@ class PartitionedNorm(nn.Module):
         groups = 1 if towers is None else num_seen.shape[0]
         if towers is None:
             towers = torch.zeros(z.shape[0], dtype=torch.int64, device=z.device)
-        rows = num_seen.new_zeros(groups).index_add_(0, towers, num_seen.new_ones(z.shape[0]))
+        rows = self.over_ranks(
+            num_seen.new_zeros(groups).index_add_(0, towers, num_seen.new_ones(z.shape[0]))
+        )
         divisor = rows.clamp_min(1.0).unsqueeze(1)
-        batch_mean = mean.new_zeros(groups, z.shape[1]).index_add_(0, towers, z) / divisor
+        sums = mean.new_zeros(groups, z.shape[1]).index_add_(0, towers, z)
+        batch_mean = self.over_ranks(sums) / divisor
         squares = (z - batch_mean.index_select(0, towers)).pow(2)
-        batch_variance = mean.new_zeros(groups, z.shape[1]).index_add_(0, towers, squares) / divisor
+        sums = mean.new_zeros(groups, z.shape[1]).index_add_(0, towers, squares)
+        batch_variance = self.over_ranks(sums) / divisor
         kept = torch.where(rows > 0, MOMENT_DECAY * num_seen, num_seen)
         share = (rows / (kept + rows)).unsqueeze(1)
         step = batch_mean - mean
         variance.copy_((1 - share) * variance + share * batch_variance + share * (1 - share) * step.pow(2))
         mean.add_(share * step)
         num_seen.copy_(kept + rows)
+
+
+def _unchanged(values: Tensor) -> Tensor:
+    return values
 
 
 class Star(TowerRanker):

@@ -14,7 +14,8 @@ from training.engine.average import WeightAverage
 from training.engine.checkpoint import CheckpointFile, weights_digest
 from training.engine.errors import DivergedError, EngineError
 from training.engine.evaluate import predict
-from training.engine.loop import Plan, TrainLoop, weighted_bce
+from training.engine.loop import Plan, TrainLoop
+from training.engine.loss import weighted_bce
 from training.engine.monitor import EarlyStop
 from training.engine.optim import Schedule, build_optimisers
 from training.engine.seed import seed_everything

@@ -12,7 +12,7 @@ from torch.nn import functional
 from service.contract.errors import SchemaError
 from tests.support.models import INPUTS, MODELS, random_batch, trained_model
 from tests.support.schemas import full_schema
-from training.engine.loop import training_loss
+from training.engine.loss import training_loss
 from training.models.aread import Aread
 from training.models.base import Heads, ModelOutput, Sides
 from training.models.build import build_model
