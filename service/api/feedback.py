@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from service.api.auth import Tokens, check_token
-from service.api.body import Receive, check_headers, read_body
+from service.api.body import Receive, check_headers, read_body, shorten_deadline
 from service.api.respond import INTERNAL_DETAIL, Send, request_id_of, send_problem, send_reply
 from service.api.schemas import Id
 from service.api.translate import Limits, decode_as
@@ -135,6 +135,7 @@ class FeedbackEndpoint:
         self, kept_by: FeedbackLog, scope: Mapping[str, Any], receive: Receive, send: Send, deadline: Deadline
     ) -> None:
         declared = check_headers(scope["headers"])
+        shorten_deadline(scope["headers"], deadline)
         body = await read_body(receive, declared, max_bytes=self._max_body_bytes, deadline=deadline)
         request = decode_as(_decode, body)
         record = to_record(request, self._limits, now_ms=time.time_ns() // 1_000_000)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.api.auth import Tokens, check_token
-from service.api.body import Receive, check_headers, read_body
+from service.api.body import Receive, caller_gone, check_headers, read_body, shorten_deadline
 from service.api.respond import INTERNAL_DETAIL, JSON, Send, request_id_of, send_problem, send_reply
 from service.api.served import find_bundle
 from service.api.tensors import (
@@ -121,7 +121,9 @@ class InferEndpoint:
             raise NotFound("infer is at /v2/models/NAME/infer and /v2/models/NAME/versions/VERSION/infer")
         find_bundle(self._serving, match["name"], match["version"])
         declared = check_headers(scope["headers"], json_only=False)
+        shorten_deadline(scope["headers"], deadline)
         body = await read_body(receive, declared, max_bytes=self._max_body_bytes, deadline=deadline)
+        deadline.watch(caller_gone(receive))
         loaded = find_bundle(self._serving, match["name"], match["version"])  # may have changed meanwhile
         text, binary = split_body(scope["headers"], body)
         request = decode_as(decode_infer, text)

@@ -1,7 +1,7 @@
 """The OpenAPI document: FastAPI's own routes tidied, and those that stand in front of it added.
 
 Schemas come from the msgspec structs that decode and encode, statuses from the error classes. Invariant:
-every route of the public port is in it, with every status that it answers with.
+every route is in it, those of the admin port too, with every status that it answers with.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import msgspec
 
+from service.api.admin import METHODS
+from service.api.body import DEADLINE_HEADER
 from service.api.examples import Examples, feedback_examples, infer_examples, path_examples, score_examples
 from service.api.feedback import FEEDBACK_PATH, FeedbackReply, FeedbackRequest
 from service.api.schemas import Problem, ScoreReply, ScoreRequest
@@ -29,6 +31,7 @@ from service.errors import (
     NotFound,
     NotReady,
     Overloaded,
+    ReloadRefused,
     ServiceError,
     TooLong,
     TooManyItems,
@@ -36,6 +39,7 @@ from service.errors import (
     UnknownDomain,
     UnknownModel,
     UnsupportedMediaType,
+    WorkerSilent,
 )
 
 REF_TEMPLATE: Final = "#/components/schemas/{name}"
@@ -83,6 +87,13 @@ REQUEST_ID: Final = {
     "description": "Echoed where it is plain and the body names none; generated otherwise.",
     "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:/+=@-]{1,128}$"},
 }
+DEADLINE: Final = {
+    "name": DEADLINE_HEADER.decode(),
+    "in": "header",
+    "required": False,
+    "description": "Milliseconds that the caller waits, where that is less than the service's own deadline.",
+    "schema": {"type": "integer", "minimum": 1},
+}
 HEADER_LENGTH: Final = {
     "name": "inference-header-content-length",
     "in": "header",
@@ -90,6 +101,7 @@ HEADER_LENGTH: Final = {
     "description": "Bytes of the JSON at the beginning of a body whose tensors follow as bytes.",
     "schema": {"type": "integer", "minimum": 0},
 }
+ADMIN_SERVER: Final = {"url": "http://127.0.0.1:8001", "description": "CTR_ADMIN_PORT, with its own tokens."}
 BYTES: Final = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 
 
@@ -128,6 +140,7 @@ def complete(document: dict[str, Any], loaded: LoadedBundle | None) -> dict[str,
     }
     for path, name in INFER_PATHS.items():
         paths[path] = {"post": _infer(path, name, schema, loaded)}
+    paths.update(_admin())
     found = document.setdefault("components", {})
     found["schemas"] = dict(sorted(components.items()))
     found["securitySchemes"] = {
@@ -167,7 +180,7 @@ def _post(
         "summary": summary,
         "operationId": name,
         "security": [{}, {"bearer": []}],
-        "parameters": [REQUEST_ID],
+        "parameters": [REQUEST_ID, DEADLINE],
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": request, "examples": examples}},
@@ -192,10 +205,41 @@ def _infer(path: str, name: str, schema: dict[Any, Any], loaded: LoadedBundle | 
     values = path_examples(loaded)
     names = [key for key in values if f"{{{key}}}" in path]
     operation["parameters"] = [_path_parameter(key, values[key]) for key in names]
-    operation["parameters"] += [REQUEST_ID, HEADER_LENGTH]
+    operation["parameters"] += [REQUEST_ID, DEADLINE, HEADER_LENGTH]
     for part in (operation["requestBody"], operation["responses"]["200"]):
         part["content"] = {**part["content"], **BYTES}
     return operation
+
+
+def _admin() -> dict[str, Any]:
+    """The admin API, which is on a port of its own."""
+    workers = {"type": "array", "items": {"type": "object", "additionalProperties": True}}
+    replies: dict[str, tuple[str, dict[str, Any], Sequence[type[ServiceError]]]] = {
+        "/admin/state": ("What each worker serves, holds open and refused last", {"workers": workers}, ()),
+        "/admin/reload": (
+            "Every worker looks for another bundle and routing now",
+            {"result": {"type": "string"}, "workers": workers},
+            (ReloadRefused, WorkerSilent),
+        ),
+    }
+    found = {}
+    for path, (summary, properties, errors) in replies.items():
+        schema = {"type": "object", "properties": properties, "required": list(properties)}
+        operation = {
+            "tags": ["admin"],
+            "summary": summary,
+            "operationId": path.strip("/").replace("/", "_"),
+            "security": [{"bearer": []}],
+            "responses": {
+                "200": {
+                    "description": "Answers of all workers",
+                    "content": {"application/json": {"schema": schema}},
+                },
+                **problems((Unauthorized, *errors, InternalError)),
+            },
+        }
+        found[path] = {"servers": [ADMIN_SERVER], METHODS[path].lower(): operation}
+    return found
 
 
 def _tidy(path: str, operation: dict[str, Any], loaded: LoadedBundle | None) -> None:
