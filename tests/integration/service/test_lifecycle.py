@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
+from service.contract.events import decode_exposure
 from tests.support.bundles import build_bundle
 from tests.support.process import running
 
@@ -64,9 +65,9 @@ async def drain_under_load(service, pause_s):
         while sum(state["codes"].values()) < 50:
             await asyncio.sleep(0.05)
     before = sum(state["codes"].values())
-    service.process.send_signal(signal.SIGTERM)
-    await asyncio.sleep(pause_s / 2)
-    async with httpx.AsyncClient() as probe:
+    async with httpx.AsyncClient() as probe:  # made before the signal: on a busy machine it takes a while
+        service.process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(pause_s / 4)
         ready = await probe.get(service.url + "/health/ready")
         live = await probe.get(service.url + "/health/live")
     await asyncio.gather(*clients)
@@ -74,11 +75,12 @@ async def drain_under_load(service, pause_s):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_sigterm_under_load_fails_no_request(small, tmp_path, workers):
-    options = ("--drain-pause-s", "1", "--workers", str(workers))
-    with running(small.store, tmp_path, *options) as service:
+def test_sigterm_under_load_fails_no_request_and_loses_no_exposure(small, tmp_path, workers):
+    options = ("--drain-pause-s", "2", "--workers", str(workers))
+    events = {"CTR_EXPOSURE_DIR": str(tmp_path / "exposures"), "CTR_EXPOSURE_QUEUE": "100000"}
+    with running(small.store, tmp_path, *options, **events) as service:
         service.wait_until("/health/ready", 200)
-        state, before, ready, live = asyncio.run(drain_under_load(service, 1.0))
+        state, before, ready, live = asyncio.run(drain_under_load(service, 2.0))
         exit_code = service.process.wait(30)
 
         assert (exit_code, state["failed"], set(state["codes"])) == (0, [], {200}), service.log()
@@ -87,6 +89,11 @@ def test_sigterm_under_load_fails_no_request(small, tmp_path, workers):
         assert (ready.status_code, ready.json()["detail"]) == (503, "the process is draining")
         assert ready.headers["connection"] == "close"
         assert live.status_code == 200
+
+    files = list((tmp_path / "exposures").iterdir())
+    assert not [file.name for file in files if file.name.endswith(".open")]
+    lines = [line for file in files for line in file.read_bytes().splitlines()]
+    assert len({decode_exposure(line).request_id for line in lines}) == len(lines) == state["codes"][200]
 
 
 def test_two_workers_share_the_load_and_the_metrics(small, tmp_path):

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import threading
+import time
 import weakref
 from functools import partial
 
@@ -315,6 +316,25 @@ def test_a_bundle_above_the_memory_bound_is_refused_and_the_last_good_stays(stor
     num_bytes, refused, bundle = with_app(store, use, alias_poll_s=0, max_bundles_bytes=2 * one - 1)
     assert (num_bytes, bundle) == (one, built["stable"].bundle.bundle_id)
     assert f"that is {2 * one}, above max_bundles_bytes ({2 * one - 1})" in refused.reason
+
+
+@pytest.mark.parametrize("jump_s", [-3600, 3600])
+def test_a_jump_of_the_wall_clock_moves_no_deadline_and_no_reload(store, built, monkeypatch, jump_s):
+    now, now_ns = time.time, time.time_ns
+
+    async def use(app):
+        asked = asyncio.create_task(ask(app, BODY))
+        monkeypatch.setattr(time, "time", lambda: now() + jump_s)
+        monkeypatch.setattr(time, "time_ns", lambda: now_ns() + jump_s * 10**9)
+        replies = [await asked, *[await ask(app, BODY) for _ in range(20)]]
+        begun = time.monotonic()
+        point(store, stable=built["canary"].bundle.bundle_id)
+        await until(lambda: app.serving.version == built["canary"].bundle.bundle_id[:12])
+        return {reply[0] for reply in replies}, time.monotonic() - begun, (await ready(app))["status"]
+
+    codes, took_s, status = with_app(store, use, alias_poll_s=0.02, deadline_ms=5000)
+    assert (codes, status) == ({200}, "ready")
+    assert took_s < 30
 
 
 def test_while_it_drains_nothing_is_reloaded(store, built):
