@@ -70,6 +70,14 @@ class EntityTable:
             EncodedBlock(self._default.ints.copy(), self._default.floats.copy()), np.zeros(1, dtype=np.bool_)
         )
 
+    def one(self, value: str) -> StoredRows:
+        """The row of one id; the same as `gather`, without arrays of places."""
+        slot = self._slot_of.get(value)
+        if slot is None:
+            return self.default_row()
+        row = slice(slot, slot + 1)
+        return StoredRows(EncodedBlock(self._ints[row].copy(), self._floats[row].copy()), ALL_KNOWN[:1])
+
     def gather(self, ids: Sequence[str]) -> StoredRows:
         """Rows of ids, in order; one take per block, defaults where an id is not stored."""
         num_rows = len(ids)
@@ -117,7 +125,7 @@ class MemorySource:
         timeout_s: float = math.inf,  # noqa: ARG002 - of the protocol
     ) -> tuple[StoredRows, StoredRows]:
         """Rows of one user and of N items; never waits."""
-        stored = self.users.default_row() if user is None else self.users.gather((user,))
+        stored = self.users.default_row() if user is None else self.users.one(user)
         return stored, self.items.gather(items)
 
     def first_ids(self, entity: Entity, count: int) -> list[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,8 +22,7 @@ FAILED: Final = 4  # could not be read
 """How an entity was found. Plain numbers: they fill arrays, and name places in `STATUSES`."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredRows:
+class StoredRows(msgspec.Struct, frozen=True):
     """Rows of one entity.
 
     Attributes:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class ItemColumn:
+
+class ItemColumn(msgspec.Struct, frozen=True):
     """Values of one item feature that override stored ones.
 
     Attributes:
@@ -20,8 +20,7 @@ class ItemColumn:
     rows: Sequence[int] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(msgspec.Struct, frozen=True):
     """One request.
 
     Attributes:
