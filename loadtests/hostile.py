@@ -222,8 +222,15 @@ class Generator:
         return raw[: self._random.randrange(len(raw))]
 
     def _deep(self, body: Any) -> bytes:
-        """Nesting in the place of a value; one in ten as deep as to break a recursive reader."""
-        depth = DEEP if self._random.random() < 0.1 else self._random.randint(2, 2000)
+        """Nesting in the place of a value; some as deep as to break a recursive reader, or just not."""
+        depth = self._random.choice(
+            (
+                DEEP,
+                self._random.randint(2, 40),
+                self._random.randint(40, 2000),
+                self._random.randint(900, 1000),
+            )
+        )
         opening, closing = self._random.choice((("[", "]"), ('{"a":', "}"), ('[{"id":', "}]")))
         closed = self._random.random() < 0.5
         node, key = self._random.choice(self._places(body))

@@ -29,6 +29,7 @@ from service.api.tensors import (
     decode_infer,
     encode_infer,
     read_tensors,
+    shown,
     split_body,
 )
 from service.api.translate import Limits, decode_as
@@ -196,11 +197,11 @@ def chosen_graph(loaded: LoadedBundle, request: InferRequest) -> str:
     if key is None and len(graphs) == 1:
         return next(iter(graphs))
     if not isinstance(key, str) or key not in graphs:
-        asked = "name one" if key is None else f"there is no {str(key)[:60]!r}"
+        asked = "name one" if key is None else f"there is no {shown(key)!r}"
         raise InvalidRequest(
             f"parameters.graph: {asked}; this model has {', '.join(graphs)}",
             field="$.parameters.graph",
-            value=None if key is None else str(key)[:60],
+            value=None if key is None else shown(key),
         )
     return key
 
@@ -226,7 +227,7 @@ def wanted_output(request: InferRequest, graph: Graph) -> bool:
         binary = output.parameters.get("binary_data", binary)
     if not isinstance(binary, bool):
         raise InvalidRequest(
-            f"whether outputs come as bytes is true or false, got {str(binary)[:40]!r}", field="$.parameters"
+            f"whether outputs come as bytes is true or false, got {shown(binary)!r}", field="$.parameters"
         )
     return binary
 

@@ -152,6 +152,13 @@ def read_tensors(
     return found
 
 
+def shown(value: Any) -> str:
+    """A caller's value in an error, shortened; lists are not looked into, however deep they are."""
+    if isinstance(value, list | dict):
+        return "an array" if isinstance(value, list) else "an object"
+    return str(value)[:60]
+
+
 def _check_declared(entry: InferInput, spec: GraphInput, path: str, max_rows: int) -> None:
     """Datatype and shape."""
     datatype = DATATYPES[spec.dtype]
@@ -189,10 +196,10 @@ def _take(entry: InferInput, binary: memoryview | None, start: int, path: str) -
     if type(size) is not int or not 0 <= size <= left:
         raise InvalidRequest(
             f"input '{entry.name}': {BINARY_SIZE} must be between 0 and the {left} bytes that are left, "
-            f"got {str(size)[:40]}",
+            f"got {shown(size)}",
             field=f"{path}.parameters.{BINARY_SIZE}",
             limit=left,
-            value=str(size)[:40],
+            value=shown(size),
         )
     return start + size, binary[start : start + size]
 
@@ -220,9 +227,9 @@ def _from_json(entry: InferInput, spec: GraphInput, data: list[Any], path: str) 
         row = next(i for i, v in enumerate(flat) if type(v) is not int and not (number and type(v) is float))
         raise InvalidRequest(
             f"input '{spec.name}': value {row} must be {'a number' if number else 'an integer'}, "
-            f"got {str(flat[row])[:40]!r}",
+            f"got {shown(flat[row])!r}",
             field=f"{path}.data",
-            value=str(flat[row])[:40],
+            value=shown(flat[row]),
         )
     try:
         values = np.array(flat, dtype=np.float64 if number else np.int64).reshape(entry.shape)
@@ -277,5 +284,6 @@ __all__ = [
     "decode_infer",
     "encode_infer",
     "read_tensors",
+    "shown",
     "split_body",
 ]

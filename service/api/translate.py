@@ -1,6 +1,6 @@
 """Body bytes to `Query`: decoding, the limits that are settings, and one form for rows and columns.
 
-Invariant: the cost is linear in the body; whatever is refused is refused with its JSON path, the
+Invariants: the cost is linear in the body; whatever is refused is refused with its JSON path, the
 limit and what was sent.
 """
 
@@ -21,6 +21,10 @@ from service.scoring.query import ItemColumn, Query
 _PATH = re.compile(r"^(?P<text>.*) - at `(?P<path>\$.*)`$", re.DOTALL)
 Decoded = TypeVar("Decoded")
 
+MAX_DEPTH = 16
+"""Levels of lists and objects within the value of a feature; the schema asks for three at most."""
+MAX_FEATURES = 4096
+"""Features of one entity in a request, of whatever names; a schema has far fewer."""
 _SCALARS = {int, float, bool, type(None)}
 _STRINGS = {str}
 
@@ -227,6 +231,7 @@ class _Check:
         return texts  # type: ignore[return-value]
 
     def features(self, features: Mapping[str, Any], path: str) -> None:
+        self._size(len(features), MAX_FEATURES, path)
         for name, value in features.items():
             self.string(name, path)
             self.value(value, f"{path}.{name}")
@@ -246,25 +251,34 @@ class _Check:
                 where = f"{path}[{place}]" if rows is None else f"$.items[{rows[place]}]{path}"
                 self.value(value, where)
 
-    def value(self, value: Any, path: str) -> None:
-        """Strings and lists at any depth; the decoder bounds the depth."""
+    def value(self, value: Any, path: str, depth: int = 0) -> None:
+        """Strings, lists and objects, down to `MAX_DEPTH`: what recurses later relies on that."""
         if isinstance(value, str):
             self.string(value, path)
-        elif isinstance(value, Mapping):
-            for name, inner in value.items():
-                self.string(name, path)
-                self.value(inner, f"{path}.{name}")
-        elif isinstance(value, list):
-            if len(value) > self._limits.max_history:
-                raise TooLong(
-                    f"a list of {len(value)} values was sent at {path}, "
-                    f"at most {self._limits.max_history} are taken",
+        elif isinstance(value, Mapping | list):
+            self._size(len(value), self._limits.max_history, path)
+            if depth == MAX_DEPTH:
+                raise InvalidRequest(
+                    f"a value is nested too deeply, at most {MAX_DEPTH} levels are taken",
                     field=path,
-                    limit=self._limits.max_history,
-                    value=len(value),
+                    limit=MAX_DEPTH,
                 )
-            for place, inner in enumerate(value):
-                self.value(inner, f"{path}[{place}]")
+            if isinstance(value, Mapping):
+                for name, inner in value.items():
+                    self.string(name, path)
+                    self.value(inner, f"{path}.{name}", depth + 1)
+            elif not set(map(type, value)) <= _SCALARS:
+                for place, inner in enumerate(value):
+                    self.value(inner, f"{path}[{place}]", depth + 1)
+
+    def _size(self, count: int, limit: int, path: str) -> None:
+        if count > limit:
+            raise TooLong(
+                f"a list of {count} values was sent at {path}, at most {limit} are taken",
+                field=path,
+                limit=limit,
+                value=count,
+            )
 
 
 def _shown(text: str) -> str:

@@ -11,6 +11,7 @@ missing. List-valued features take one list per row. Keys of features may be abs
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -289,7 +290,8 @@ class EntityEncoder:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    """A value in an error; of lists and objects only the first parts are looked at."""
+    text = reprlib.repr(value) if isinstance(value, list | tuple | Mapping) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -344,7 +346,7 @@ def _multi_row(feature: MultiFeature, row: int, value: Any) -> tuple[list[Any], 
     if isinstance(value, Mapping):
         if set(value) - {"ids", "weights"} or "ids" not in value:
             raise EncodeError(
-                feature.name, f"expected keys 'ids' and 'weights', got {sorted(value)}", row=row
+                feature.name, f"expected keys 'ids' and 'weights', got {_shown(sorted(value))}", row=row
             )
         value, weights = value["ids"], value.get("weights")
     if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
@@ -386,7 +388,9 @@ def _events(feature: SequenceFeature, row: int, value: Any, known: set[str]) -> 
             raise EncodeError(feature.name, f"expected events as objects, got {_shown(event)}", row=row)
         if extra := set(event) - known:
             raise EncodeError(
-                feature.name, f"unknown event field {sorted(extra)}; known are {sorted(known)}", row=row
+                feature.name,
+                f"unknown event field {_shown(sorted(extra))}; known are {sorted(known)}",
+                row=row,
             )
     return list(value)
 

@@ -16,14 +16,15 @@ Reply = tuple[int, dict[bytes, bytes], Any]
 
 async def ask(
     app: Application,
-    body: dict[str, Any],
+    body: dict[str, Any] | bytes,
     *,
     path: str = "/score",
     method: str = "POST",
     headers: Iterable[tuple[bytes, bytes]] = (),
 ) -> Reply:
     """One request; returns status, headers and JSON."""
-    first = {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    first = {"type": "http.request", "body": raw, "more_body": False}
     waiting = iter([first])
     sent: list[Any] = []
 

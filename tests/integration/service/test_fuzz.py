@@ -24,6 +24,48 @@ def test_thousands_of_hostile_requests_do_no_harm(small):
     assert outcome.growth_bytes < MAX_GROWTH_BYTES
 
 
+PLACES = [
+    '{"domain":"home","items":[{"id":"i1"}],"context":{"hour":%s}}',
+    '{"domain":"home","items":[{"id":"i1"}],"user":{"features":{"tastes":%s}}}',
+    '{"domain":"home","items":[{"id":"i1"}],"user":{"history":[{"item":%s}]}}',
+    '{"domain":"home","items":[{"id":"i1","features":{"price":%s}}]}',
+    '{"domain":"home","items":{"id":["i1"],"features":{"vector":[%s]}}}',
+]
+DEPTHS = [*range(1, 40), *range(900, 1010)]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_no_depth_of_nesting_breaks_what_the_decoder_lets_through(small, place, opening, closing):
+    async def use(app):
+        return [
+            (await ask(app, (place % (opening * depth + "1" + closing * depth)).encode()))[::2]
+            for depth in DEPTHS
+        ]
+
+    answers = with_app(small.store, use, deadline_ms=20_000)
+    by_depth = dict(zip(DEPTHS, answers, strict=True))
+    assert {status for status, _ in answers} <= {200, 400, 422}
+    assert by_depth[900][1]["detail"] == "a value is nested too deeply, at most 16 levels are taken"
+    assert (by_depth[900][0], by_depth[900][1]["limit"]) == (422, 16)
+    assert "nested too deeply" not in by_depth[10][1].get("detail", "")
+
+
+def test_wide_values_are_refused_without_being_walked_through(small):
+    wide = {"hour": [[0] * 1000] * 600}
+    many = {f"k{n}": 1 for n in range(4097)}
+
+    async def use(app):
+        plain = {"domain": "home", "items": [{"id": "i1"}]}
+        return [await ask(app, {**plain, "context": context}) for context in (wide, many)]
+
+    (wide_status, _, wide_problem), (status, _, problem) = with_app(small.store, use, deadline_ms=20_000)
+    assert (wide_status, wide_problem["field"]) == (422, "$.context.hour")
+    assert len(wide_problem["detail"]) < 300
+    assert (status, problem["code"], problem["limit"], problem["value"]) == (422, "too_long", 4096, 4097)
+    assert "a list of 4097 values was sent at $.context" in problem["detail"]
+
+
 def test_what_is_damaged_was_valid(small):
     async def use(app):
         valid = valid_requests(app.serving.require()[0].loaded)

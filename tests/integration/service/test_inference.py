@@ -306,7 +306,7 @@ def test_missing_and_repeated_inputs_are_refused_by_name(app_small, small):
             {"parameters": {"graph": "x"}},
             "parameters.graph: there is no 'x'; this model has whole, cluster-1",
         ),
-        ({"parameters": {"graph": ["whole"]}}, "there is no \"['whole']\""),
+        ({"parameters": {"graph": ["whole"]}}, "there is no 'an array'"),
         ({"outputs": [{"name": "y"}]}, "the graph has no output 'y'; it has probability"),
         (
             {"outputs": [{"name": "probability", "parameters": {"classification": 3}}]},
