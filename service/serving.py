@@ -88,6 +88,7 @@ class Serving:
         self.before_ready: Callable[[], None] | None = None
         """Called once, when the first bundle is there and no request is answered yet."""
         self.last_reload: Reload | None = None
+        self.last_failure: Reload | None = None
         self.refused: Reload | None = None
         """The last reload, if what is there now was refused by it."""
 
@@ -105,25 +106,23 @@ class Serving:
         """
         async with self.pool.changing:
             self._seen = self._look()
-            begun = time.perf_counter()
-            reason = DRAINING_REASON
-            if not self.draining:
-                try:
-                    change = await asyncio.to_thread(self._prepare)
-                except (ContractError, StartupError) as error:
-                    reason = str(error)
-                except Exception:
-                    log.exception("bundle_load_crashed")
-                    reason = UNEXPECTED_REASON
-                else:
-                    reason = DRAINING_REASON if self.draining else ""
+            begun, reason, result = time.perf_counter(), "", Result.UNCHANGED
+            try:
+                change = None if self.draining else await asyncio.to_thread(self._prepare)
+                if self.draining:
+                    reason = DRAINING_REASON
+                elif change is not None:
+                    self._swap(*change)
+                    result = Result.LOADED
+            except (ContractError, StartupError) as error:
+                reason = str(error)
+            except Exception:
+                log.exception("bundle_load_crashed")
+                reason = UNEXPECTED_REASON
             if reason:
                 self.pool.settle()
                 return self._refuse(reason, begun)
-            if change is None:
-                return self._ended(Result.UNCHANGED, begun)
-            self._swap(*change)
-            return self._ended(Result.LOADED, begun)
+            return self._ended(result, begun)
 
     async def reload_all(self) -> Reload:
         """Reload the default bundle, then the routing, what was refused before included."""
@@ -248,7 +247,8 @@ class Serving:
         if self.state in (State.LOADING, State.FAILED):
             self.state = State.FAILED
             self.reason = reason
-        return self._ended(Result.REFUSED, begun, reason)
+        self.last_failure = self._ended(Result.REFUSED, begun, reason)
+        return self.last_failure
 
     def _ended(self, result: Result, begun: float, reason: str = "") -> Reload:
         """Take note of how a reload ended."""

@@ -37,7 +37,7 @@ class Operator:
 
     async def _state(self) -> Answer:
         serving = self._serving
-        last = serving.last_reload
+        last, failed = serving.last_reload, serving.last_failure
         return {
             "pid": os.getpid(),
             "state": str(serving.state),
@@ -45,6 +45,7 @@ class Operator:
             "bundle": None if serving.scorer is None else serving.scorer.loaded.bundle_id,
             "reload": serving.describe(),
             "last_reload": None if last is None else last.shown(),
+            "last_failure": None if failed is None else failed.shown(),
             "open": [asdict(bundle) for bundle in serving.pool.shown()],
             "open_bytes": serving.pool.num_bytes,
             "aliases": await asyncio.to_thread(self._aliases),

@@ -188,7 +188,10 @@ class LiveRouting:
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(self._poll_s)
-            await self.refresh()
+            try:
+                await self.refresh()
+            except Exception:  # whatever it was, the next look is due all the same
+                log.exception("routing_watch_crashed")
 
     def _changed(self, serves: Plan, *, insist: bool) -> Plan | None:
         """A plan for what is there now; None when it serves already or is refused."""

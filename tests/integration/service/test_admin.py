@@ -101,6 +101,8 @@ def check_reload(service, url, store, ids, workers):
     assert scored == {ids["canary"]}
     assert {worker["reload"]["state"] for worker in last_good} == {"last_good"}
     assert all(worker["last_reload"]["reason"] for worker in last_good)
+    assert all(worker["last_failure"] == worker["last_reload"] for worker in last_good)
+    assert {worker["last_failure"] for worker in after} == {None}
 
 
 def test_one_process_answers_for_itself(pair, admin):

@@ -193,7 +193,6 @@ def test_a_request_in_flight_keeps_its_bundle_and_then_the_bundle_is_gone(store,
 
     async def use(app):
         loaded = app.serving.scorer.loaded
-        loaded.predictors["whole"].clock.record(3, 1e6)  # long runs take place in a thread
         session, mapped = weakref.ref(loaded.predictors["whole"]), weakref.ref(loaded.source.items._ints)
         del loaded
         begun, released = threading.Event(), threading.Event()
@@ -223,7 +222,7 @@ def test_a_request_in_flight_keeps_its_bundle_and_then_the_bundle_is_gone(store,
     gc.disable()  # what is left alive by a cycle would show
     try:
         result, during, new, answered, after, num_bytes = with_app(
-            store, use, alias_poll_s=0, deadline_ms=60_000
+            store, use, alias_poll_s=0, deadline_ms=60_000, inline_max_ms=0, ort_threads=2
         )
     finally:
         gc.enable()
@@ -351,18 +350,23 @@ def test_while_it_drains_nothing_is_reloaded(store, built):
     )
 
 
-def test_an_unexpected_failure_of_a_reload_keeps_the_last_good_and_shows_nothing(store, built, monkeypatch):
+@pytest.mark.parametrize("part", ["load", "swap"])
+def test_an_unexpected_failure_of_a_reload_keeps_the_last_good_and_shows_nothing(
+    store, built, monkeypatch, part
+):
     async def use(app):
-        monkeypatch.setattr(app.serving.pool, "_load", lambda bundle_id: 1 / 0)
+        if part == "load":
+            monkeypatch.setattr(app.serving.pool, "_load", lambda bundle_id: 1 / 0)
+        else:
+            monkeypatch.setattr("service.serving.bundle_metrics", lambda *_: 1 / 0)
         point(store, stable=built["canary"].bundle.bundle_id)
-        return (await app.serving.reload()).reason, (await served(app))[0]
+        reason = (await app.serving.reload()).reason
+        return reason, (await served(app))[0], [one.bundle_id for one in app.serving.pool.shown()]
 
     with capture_logs() as records:
-        reason, bundle = with_app(store, use, alias_poll_s=0)
-    assert (reason, bundle) == (
-        "the bundle could not be loaded; the log has the cause",
-        built["stable"].bundle.bundle_id,
-    )
+        reason, bundle, opened = with_app(store, use, alias_poll_s=0)
+    assert reason == "the bundle could not be loaded; the log has the cause"
+    assert opened == [bundle] == [built["stable"].bundle.bundle_id]
     assert "bundle_load_crashed" in {record["event"] for record in records}
 
 
