@@ -253,9 +253,10 @@ class _Check:
 
     def value(self, value: Any, path: str, depth: int = 0) -> None:
         """Strings, lists and objects, down to `MAX_DEPTH`: what recurses later relies on that."""
-        if isinstance(value, str):
+        kind = type(value)
+        if kind is str:
             self.string(value, path)
-        elif isinstance(value, Mapping | list):
+        elif kind is dict or kind is list:
             self._size(len(value), self._limits.max_history, path)
             if depth == MAX_DEPTH:
                 raise InvalidRequest(
@@ -263,10 +264,11 @@ class _Check:
                     field=path,
                     limit=MAX_DEPTH,
                 )
-            if isinstance(value, Mapping):
+            if kind is dict:
                 for name, inner in value.items():
                     self.string(name, path)
-                    self.value(inner, f"{path}.{name}", depth + 1)
+                    if type(inner) not in _SCALARS:
+                        self.value(inner, f"{path}.{name}", depth + 1)
             elif not set(map(type, value)) <= _SCALARS:
                 for place, inner in enumerate(value):
                     self.value(inner, f"{path}[{place}]", depth + 1)
