@@ -159,7 +159,10 @@ def _read_ids(path: Path, files: SnapshotFiles) -> list[str]:
         raise BundleError(path, str(error)) from None
     if len(ids) != files.num_rows:
         raise BundleError(path, f"has {len(ids)} ids, the manifest says {files.num_rows}")
-    if len(set(ids)) != len(ids):
+    distinct: set[str] = set()
+    for start in range(0, len(ids), CHUNK_ROWS):  # a single call would stop a serving process for long
+        distinct.update(ids[start : start + CHUNK_ROWS])
+    if len(distinct) != len(ids):
         raise BundleError(path, "lists an id twice")
     return ids
 
