@@ -5,8 +5,9 @@ Invariant: a blended score lies between those it is made of, and says so in the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -58,7 +59,7 @@ class Target:
         if self.blend is None:
             return scored
         other = await self.blend.scorer.score(query, deadline)
-        return replace(
+        return msgspec.structs.replace(
             scored,
             scores=blend_logits(scored.scores, other.scores, self.blend.weight),
             degraded=tuple(dict.fromkeys((*scored.degraded, *other.degraded))),
