@@ -25,6 +25,7 @@ from training.engine.loss import training_loss
 from training.engine.precision import Precision, forward_precision
 from training.engine.shared_norm import SharedRows, share_norms
 from training.engine.steps import Forward, StepLoss
+from training.models.aread import Aread
 from training.models.base import CtrModel, TensorBatch
 
 _LEAST_WEIGHT = 1e-12
@@ -47,20 +48,23 @@ class SharedSteps:
         """
         self._group, self._device = group, device
         self._tables = [p for tables in model.tables() for p in tables.parameters]
-        for table in self._tables:
-            dist.broadcast(table.detach(), FIRST)
+        for held in (*self._tables, *model.buffers()):
+            dist.broadcast(held.detach(), FIRST)
         rows = SharedRows()
         share_norms(model, rows)
         self._part = _PartOfStep(model, rows, world_size=group.world_size, precision=precision, device=device)
+        # Tables are merged here, and buffers are equal without being sent at every step.
         own = {id(table) for table in self._tables}
+        left_out = [name for name, p in self._part.named_parameters() if id(p) in own]
+        left_out += [name for name, _ in self._part.named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
-            self._part, [name for name, p in self._part.named_parameters() if id(p) in own]
+            self._part, left_out
         )
-        # Which experts take part is the masks' to say. That all do, at times, is no reason to warn.
-        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
-        self._parallel = DistributedDataParallel(
-            self._part, broadcast_buffers=False, find_unused_parameters=True
-        )
+        # It costs a copy of weights of one expert, whose gradient counts an axis of length 1 otherwise.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        # Masks say which experts take part in a step; of other models every weight does.
+        masked = isinstance(model.ranker, Aread)
+        self._parallel = DistributedDataParallel(self._part, find_unused_parameters=masked)
         self._totals = torch.zeros(2, dtype=torch.float64)
 
     def num_rows(self, batch: Batch) -> int:
