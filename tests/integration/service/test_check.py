@@ -100,6 +100,12 @@ def test_settings_that_cannot_be_read_are_exit_code_2(options, variables, messag
     assert "geheim" not in str(found)
 
 
+def test_a_service_does_not_start_without_the_tokens_it_was_told_to_use(tmp_path):
+    done = CliRunner().invoke(command, ["run", "--tokens-file", str(tmp_path / "nowhere"), "--port", "0"])
+    assert done.exit_code == 1
+    assert "nowhere: cannot be read (No such file or directory)" in done.output
+
+
 def test_redis_is_asked_only_with_connect(small, server):
     options = ("--store", str(small.store), "--feature-source", "redis", "--redis-url")
     code, found = run(*options, server.url, "--connect")

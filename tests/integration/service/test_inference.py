@@ -15,6 +15,7 @@ from service.errors import NotFiniteError
 from tests.support.asgi import ask, with_app
 from tests.support.bundles import DOMAINS, GRAPH_OF, build_bundle
 from tests.support.process import running
+from tests.support.routing import build_three, experiment, write_routing
 from tests.support.tokens import TOKEN, write_tokens
 
 DATATYPES = {"int32": "INT32", "int64": "INT64", "float32": "FP32"}
@@ -478,6 +479,23 @@ def test_a_caller_may_ask_for_less_time_but_only_in_whole_milliseconds(small, tm
     late, odd = with_app(small.store, use, feedback_dir=tmp_path)
     assert late == "the deadline of 30 ms passed at stage 'body'"
     assert (odd[0], odd[2]["field"], odd[2]["value"]) == (422, "x-deadline-ms", "0.5")
+
+
+def test_bundles_of_arms_are_versions_of_the_model(tmp_path):
+    bundles = build_three(tmp_path / "store")
+    routing = write_routing(tmp_path / "routing.yaml", experiment())
+    canary = bundles["canary"]
+
+    async def use(app):
+        _, _, model = await ask(app, {}, path="/v2/models/small", method="GET")
+        path = f"/v2/models/small/versions/{canary.bundle.bundle_id[:10]}/infer"
+        return model["versions"], await ask(app, json_body(one_row(canary)), path=path)
+
+    versions, (status, _, reply) = with_app(tmp_path / "store", use, routing_file=routing)
+    assert versions == [bundles["stable"].bundle.bundle_id, canary.bundle.bundle_id]
+    assert (status, reply["model_version"]) == (200, canary.bundle.bundle_id)
+    expected = canary.expected_stored("home", 3, [1])
+    np.testing.assert_allclose(reply["outputs"][0]["data"], expected, atol=1e-6)
 
 
 def test_with_one_graph_none_need_be_named(tmp_path, small):
