@@ -1,17 +1,19 @@
-"""The text of a scrape: the slots of all processes, added up, in Prometheus' text format 0.0.4.
+"""The text of a scrape: the slots of all processes, added up, as metric families of prometheus-client.
 
-Reads the files of sibling processes. Invariants: whoever is scraped tells the same, since each adds up all;
-the text is made in pieces, between which the event loop turns.
+Reads the files of sibling processes; the library writes the text. Invariants: whoever is scraped tells the
+same, since each adds up all; the text is made in pieces of some series, between which the event loop turns.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
+
+from prometheus_client import generate_latest
+from prometheus_client.metrics_core import Metric as Family
 
 from service.telemetry.metric_table import Metric
 from service.telemetry.slots import Hidden, Labels, Record, SlotSource
@@ -19,6 +21,8 @@ from service.telemetry.slots import Hidden, Labels, Record, SlotSource
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PIECE_S = 0.0003
 """Time after which the event loop gets its turn."""
+PIECE_SAMPLES = 32
+"""Lines of the text, about, that are written without a turn between."""
 VERSION = "version"
 
 Derive = Callable[[Sequence[Sequence[float]]], float | None]
@@ -39,7 +43,6 @@ class Exposition:
         self._sources: list[SlotSource] = []
         self._hidden: list[set[str]] = []
         self._places: dict[str, dict[Labels, list[tuple[int, int, int]]]] = {}
-        self._prefixes: dict[tuple[str, Labels], tuple[str, ...]] = {}
         self._busy = asyncio.Lock()
 
     def add(self, source: SlotSource) -> None:
@@ -49,37 +52,44 @@ class Exposition:
 
     def render(self) -> bytes:
         """The text, at once."""
-        return "".join(self._pieces()).encode()
+        return b"".join(self._pieces())
 
     async def render_in_turns(self) -> bytes:
         """The text, made while the event loop goes on turning; one scrape at a time."""
         async with self._busy:
-            text: list[str] = []
+            text: list[bytes] = []
             begun = time.perf_counter()
             for piece in self._pieces():
                 text.append(piece)
                 if time.perf_counter() - begun > PIECE_S:
                     await asyncio.sleep(0)
                     begun = time.perf_counter()
-            return "".join(text).encode()
+            return b"".join(text)
 
-    def _pieces(self) -> Iterator[str]:
-        """The text in pieces of a series; empty ones while what is there is being read."""
+    def _pieces(self) -> Iterator[bytes]:
+        """The text in pieces of some series; empty ones while what is there is being read."""
         numbers: list[array[float]] = []
         for process, source in enumerate(self._sources):
             while records := source.records():
                 for record in records:
                     self._take(process, record)
-                yield ""
+                yield b""
             numbers.append(source.numbers())
-            yield ""
+            yield b""
         hidden = set().union(*self._hidden)
         for row in self._table:
-            yield _head(row)
+            piece = Piece(row)
             for labels, places in self._places.get(row.derived or row.name, {}).items():
                 if hidden and VERSION in row.labels and labels[row.labels.index(VERSION)] in hidden:
                     continue
-                yield self._series(row, labels, [numbers[p][start : start + n] for p, start, n in places])
+                parts = [numbers[p][start : start + n] for p, start, n in places]
+                if row.derived:
+                    piece.add(labels, self._derived[row.name](parts))
+                else:
+                    piece.add(labels, _together(row, parts))
+                if len(piece.samples) >= PIECE_SAMPLES:
+                    yield piece.text()
+            yield piece.text()
 
     def _take(self, process: int, record: Record) -> None:
         if isinstance(record, Hidden):
@@ -89,46 +99,57 @@ class Exposition:
             series = self._places.setdefault(record.name, {})
             series.setdefault(record.labels, []).append((process, record.start, record.count))
 
-    def _series(self, row: Metric, labels: Labels, parts: Sequence[Sequence[float]]) -> str:
-        prefixes = self._prefixes.get((row.name, labels))
-        if prefixes is None:
-            prefixes = self._prefixes[row.name, labels] = _prefixes(row, labels)
-        if row.derived:
-            value = self._derived[row.name](parts)
-            return "" if value is None else f"{prefixes[0]}{_shown(value)}\n"
-        if row.kind != "histogram":
-            value = max(p[0] for p in parts) if row.across_workers == "max" else sum(p[0] for p in parts)
-            return f"{prefixes[0]}{_shown(value)}\n"
-        sums = parts[0] if len(parts) == 1 else [sum(column) for column in zip(*parts, strict=True)]
-        counts = list(accumulate(sums[:-1]))
-        values = (*counts, counts[-1], sums[-1])
-        return "".join([f"{prefix}{value!r}\n" for prefix, value in zip(prefixes, values, strict=True)])
+
+class Piece(Family):
+    """Series of one metric, written some at a time.
+
+    Args:
+        row: The metric.
+    """
+
+    def __init__(self, row: Metric) -> None:
+        super().__init__(row.name.removesuffix("_total"), row.help, row.kind)
+        self._row = row
+        self._is_first = True
+
+    def collect(self) -> Iterator[Family]:
+        """What the library writes: this piece."""
+        yield self
+
+    def add(self, labels: Labels, value: float | Sequence[float] | None) -> None:
+        """Take in a series.
+
+        Args:
+            labels: Its label values.
+            value: A number; of a histogram the count of each bucket and the sum; None for nothing to show.
+        """
+        named = dict(zip(self._row.labels, labels, strict=True))
+        name = self._row.name
+        if isinstance(value, Sequence):
+            counts = list(accumulate(value[:-1]))
+            for bound, count in zip((*map(repr, self._row.buckets), "+Inf"), counts, strict=True):
+                self.add_sample(f"{name}_bucket", named | {"le": bound}, count)
+            self.add_sample(f"{name}_count", named, counts[-1])
+            self.add_sample(f"{name}_sum", named, value[-1])
+        elif value is not None:
+            self.add_sample(name, named, value)
+
+    def text(self) -> bytes:
+        """The series since the last call, under the metric's help and type the first time."""
+        text = generate_latest(self)
+        self.samples = []
+        if self._is_first:
+            self._is_first = False
+            return text
+        _, _, series = text.split(b"\n", 2)
+        return series
 
 
-def _head(row: Metric) -> str:
-    text = row.help.replace("\\", "\\\\").replace("\n", "\\n")
-    return f"# HELP {row.name} {text}\n# TYPE {row.name} {row.kind}\n"
-
-
-def _prefixes(row: Metric, labels: Labels) -> tuple[str, ...]:
-    """What stands before each number of a series: one, or for a histogram buckets, count and sum."""
-    pairs = [f'{name}="{_escaped(value)}"' for name, value in sorted(zip(row.labels, labels, strict=True))]
-    plain = f"{{{','.join(pairs)}}} " if pairs else " "
-    if row.kind != "histogram":
-        return (row.name + plain,)
-    bounds = [f'le="{bound!r}"' for bound in row.buckets] + ['le="+Inf"']
-    buckets = [f"{row.name}_bucket{{{','.join([*pairs, bound])}}} " for bound in bounds]
-    return (*buckets, f"{row.name}_count{plain}", f"{row.name}_sum{plain}")
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-
-
-def _shown(value: float) -> str:
-    if math.isinf(value):
-        return "+Inf" if value > 0 else "-Inf"
-    return "NaN" if math.isnan(value) else repr(float(value))
+def _together(row: Metric, parts: Sequence[Sequence[float]]) -> float | Sequence[float]:
+    """One series over processes."""
+    if row.kind == "histogram":
+        return parts[0] if len(parts) == 1 else [sum(column) for column in zip(*parts, strict=True)]
+    return max(p[0] for p in parts) if row.across_workers == "max" else sum(p[0] for p in parts)
 
 
 __all__ = ["MEDIA_TYPE", "Derive", "Exposition"]

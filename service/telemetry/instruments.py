@@ -1,7 +1,8 @@
 """Counters, gauges and histograms over slots, and all that the table declares, by name.
 
-prometheus-client's would cost a request five times as much in its multiprocess mode, and hold the interpreter
-for tens of milliseconds in a scrape of a hundred domains. That library reads our text back in tests.
+Updating prometheus-client's own in its multiprocess mode would cost a request six times as much (33 us of
+processor time against 5, `python -m loadtests.bench_metrics`), so numbers are kept here and the library
+writes them out.
 Invariant: a series is updated by one thread at a time, mostly that of the event loop; nothing here locks or
 looks up a label unless asked for a series by name.
 """
