@@ -55,10 +55,11 @@ class Target:
             ServiceError: As `Scorer.score`, of either scorer.
             GraphRunError: A graph failed.
         """
-        scored = await self.scorer.score(query, deadline)
         if self.blend is None:
-            return scored
-        other = await self.blend.scorer.score(query, deadline)
+            return await self.scorer.score(query, deadline)
+        with self.blend.scorer.loaded.leases:  # it must not be closed while the first one scores
+            scored = await self.scorer.score(query, deadline)
+            other = await self.blend.scorer.score(query, deadline)
         return msgspec.structs.replace(
             scored,
             scores=blend_logits(scored.scores, other.scores, self.blend.weight),
