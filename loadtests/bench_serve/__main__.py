@@ -4,9 +4,10 @@
 
 Builds the reference bundles once, starts `ctr-serve run --workers 2` for each, and goes round after
 round through all cases: the bare graph in two processes, the service under wrk, the plain FastAPI app
-where it is the baseline. So whatever disturbs the machine disturbs all of them. wrk, its 16 connections
-and the open-loop generator share the cores with what they measure. Figures are medians of the rounds.
-`foreign_cores` says how many cores other programs kept busy; above 0.1, measure again.
+where it is the baseline, the service with batching where that may pay. So whatever disturbs the machine
+disturbs all of them. wrk, its 16 connections and the open-loop generator share the cores with what they
+measure. Figures are medians of the rounds. `foreign_cores` says how many cores other programs kept busy;
+above 0.1, measure again.
 """
 
 from __future__ import annotations
@@ -28,7 +29,15 @@ from loadtests.bench_serve.bare import Bare, BareGraph
 from loadtests.bench_serve.bundles import reference_store
 from loadtests.bench_serve.load import bodies, check_replies, draw
 from loadtests.bench_serve.measure import AtRate, Run, at_rate, saturated, scrape
-from loadtests.bench_serve.plan import BASELINE_CASES, CASES, RATE_CASES, SMALL_100, Case
+from loadtests.bench_serve.plan import (
+    BASELINE_CASES,
+    BATCH_MAX_ROWS,
+    BATCHED_CASES,
+    CASES,
+    RATE_CASES,
+    SMALL_100,
+    Case,
+)
 from loadtests.bench_serve.report import balance_figures, case_figures, rate_figures, show, verdicts
 from loadtests.bench_serve.servers import Server, baseline, service
 from loadtests.bench_serve.wrk import WrkMissingError, require_wrk, write_script
@@ -56,17 +65,23 @@ class Bench:
         self._stores: dict[str, ModelStore] = {}
         self._servers: dict[str, Server] = {}
         self._baselines: dict[str, Server] = {}
+        self._batching: dict[str, Server] = {}
         self._bare: dict[Case, BareGraph] = {}
         self._scripts: dict[Case, Path] = {}
         self.bare: dict[Case, list[Bare]] = defaultdict(list)
         self.runs: dict[Case, list[Run]] = defaultdict(list)
         self.baseline: dict[Case, list[Run]] = defaultdict(list)
+        self.batched: dict[Case, list[Run]] = defaultdict(list)
         self.at_rate: dict[Case, list[AtRate]] = defaultdict(list)
 
     def __enter__(self) -> Bench:
         self._work.mkdir(parents=True, exist_ok=True)
-        for case in self._cases:
-            self._prepare(case)
+        try:
+            for case in self._cases:
+                self._prepare(case)
+        except BaseException:
+            self._stack.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -83,10 +98,17 @@ class Bench:
         store = self._stores[model]
         if case in BASELINE_CASES and model not in self._baselines:
             self._baselines[model] = self._stack.enter_context(baseline(store.path, self._work))
+        if case in BATCHED_CASES and model not in self._batching:
+            batching = {"CTR_BATCH_MAX_ROWS": str(BATCH_MAX_ROWS)}
+            self._batching[model] = self._stack.enter_context(
+                service(store.path, self._work, workers=WORKERS, variables=batching)
+            )
         bundle, asks = store.open("stable", verify=False), draw(case.num_items)
         made = bodies(bundle, asks, case.form)
         self._scripts[case] = write_script(self._work / "bodies" / case.name, made, "/score")
-        asked = [self._servers[model], *([self._baselines[model]] if case in BASELINE_CASES else [])]
+        asked = [self._servers[model]]
+        asked += [self._baselines[model]] if case in BASELINE_CASES else []
+        asked += [self._batching[model]] if case in BATCHED_CASES else []
         for server in asked:
             check_replies(bundle, asks, [server.post(body) for body in made])
         self._bare[case] = BareGraph(store.path, case.num_items, WORKERS)
@@ -101,6 +123,9 @@ class Bench:
             if case in BASELINE_CASES:
                 other = saturated(self._baselines[case.model], self._scripts[case], seconds)
                 self.baseline[case].append(other)
+            if case in BATCHED_CASES:
+                batched = saturated(self._batching[case.model], self._scripts[case], seconds)
+                self.batched[case].append(batched)
             self._console.print(
                 f"{case.name}: {run.load.rate:.0f}/s, bare {self.bare[case][-1].rate:.0f}/s, "
                 f"{run.cpu_us:.0f} us, foreign {run.noise.foreign_cores} cores"
@@ -149,7 +174,9 @@ def main() -> int:
         for _ in range(options.rounds):
             bench.rates(options.seconds)
         figures = {
-            case.name: case_figures(bench.bare[case], bench.runs[case], bench.baseline[case])
+            case.name: case_figures(
+                bench.bare[case], bench.runs[case], bench.baseline[case], bench.batched[case]
+            )
             | (rate_figures(bench.at_rate[case]) if case in bench.at_rate else {})
             for case in cases
         }
@@ -184,6 +211,7 @@ def document(
                 ("bare", bench.bare),
                 ("service", bench.runs),
                 ("baseline", bench.baseline),
+                ("batched", bench.batched),
                 ("at_rate", bench.at_rate),
             )
         },

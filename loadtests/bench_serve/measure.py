@@ -45,11 +45,11 @@ def saturated(server: Server, script: Path, seconds: float) -> Run:
     load = saturate(server.url, script, seconds=seconds, connections=CONNECTIONS)
     used, noise = meter.stop(load.seconds)
     answered = {pid: count - before.get(pid, 0.0) for pid, count in server.answered_by_worker().items()}
-    workers = [pid for pid in used if pid != server.pid] if answered else _serving(used)
+    workers = list(answered) or _serving(used)
     return Run(
         load=load,
         cpu_us=1e6 * sum(used.values()) / load.num_requests,
-        balance_cpu=_ratio([used[pid] for pid in workers if pid in answered or not answered]),
+        balance_cpu=_ratio([used.get(pid, 0.0) for pid in workers]),
         balance_requests=_ratio(list(answered.values())) if len(answered) > 1 else None,
         noise=noise,
     )

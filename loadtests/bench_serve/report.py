@@ -17,8 +17,17 @@ from loadtests.bench_serve.plan import TARGETS
 Figures = dict[str, float]
 
 
-def case_figures(bare: Sequence[Bare], runs: Sequence[Run], baseline: Sequence[Run]) -> Figures:
-    """Medians over rounds of one case; ratios are of medians."""
+def case_figures(
+    bare: Sequence[Bare], runs: Sequence[Run], baseline: Sequence[Run], batched: Sequence[Run]
+) -> Figures:
+    """Medians over rounds of one case; ratios are of medians.
+
+    Args:
+        bare: The graph alone.
+        runs: The service.
+        baseline: The plain app; empty where it is not measured.
+        batched: The service with batching; empty where it is not measured.
+    """
     graph_us, cpu_us = median(b.cpu_us for b in bare), median(r.cpu_us for r in runs)
     rate = median(r.load.rate for r in runs)
     figures = {
@@ -27,7 +36,7 @@ def case_figures(bare: Sequence[Bare], runs: Sequence[Run], baseline: Sequence[R
         "bare_rate": median(b.rate for b in bare),
         "bare_cpu_us": graph_us,
         "overhead_us": cpu_us - graph_us,
-        "num_failed": float(sum(r.load.num_failed for r in (*runs, *baseline))),
+        "num_failed": float(sum(r.load.num_failed for r in (*runs, *baseline, *batched))),
         "foreign_cores": max(r.noise.foreign_cores for r in runs),
     }
     figures["of_bare"] = rate / figures["bare_rate"]
@@ -35,6 +44,9 @@ def case_figures(bare: Sequence[Bare], runs: Sequence[Run], baseline: Sequence[R
         figures["baseline_rate"] = median(r.load.rate for r in baseline)
         figures["baseline_cpu_us"] = median(r.cpu_us for r in baseline)
         figures["of_baseline"] = rate / figures["baseline_rate"]
+    if batched:
+        figures["batched_rate"] = median(r.load.rate for r in batched)
+        figures["batched_cpu_us"] = median(r.cpu_us for r in batched)
     return figures
 
 
@@ -73,7 +85,7 @@ def verdicts(figures: Mapping[str, Figures]) -> list[dict[str, Any]]:
 def show(console: Console, figures: Mapping[str, Figures], judged: Sequence[Mapping[str, Any]]) -> None:
     """Print cases and targets."""
     names = ("rate", "bare_rate", "of_bare", "cpu_us", "bare_cpu_us", "overhead_us")
-    names += ("baseline_rate", "of_baseline", "p50_ms", "p99_ms", "foreign_cores")
+    names += ("baseline_rate", "of_baseline", "batched_rate", "p50_ms", "p99_ms", "foreign_cores")
     table = Table("case", *names, title="Medians of rounds; rates in requests/s, CPU us per request")
     for case, values in figures.items():
         if "rate" in values:

@@ -12,15 +12,16 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from loadtests.bench_serve import host
+from service.telemetry.metrics import SLOTS_VARIABLE
+from service.telemetry.slots import KEYS_SUFFIX, Claim, SlotFiles
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 30.0
-METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 
 class ServerError(RuntimeError):
@@ -63,34 +64,34 @@ class Server:
             return scores
 
     def answered_by_worker(self) -> dict[int, float]:
-        """Requests that each worker has answered so far, from its own counters; {} for one worker."""
-        from prometheus_client.mmap_dict import MmapedDict
-
-        counts: dict[int, float] = {}
-        for pid in self.pids():
-            file = _metrics_folder(pid) / f"counter_{pid}.db"
-            if not file.exists():
-                continue
-            values = MmapedDict.read_all_values_from_file(str(file))  # type: ignore[no-untyped-call]
-            counts[pid] = sum(
-                value
-                for key, value, *_ in values
-                if key.startswith('["ctr_score_requests') and '"outcome": "ok"' in key
-            )
-        return counts
+        """Requests that each worker has answered so far, from its own numbers; {} for one worker."""
+        owner: dict[Path, int] = {}
+        for pid in sorted(self.pids(), key=lambda pid: host.cpu_s([pid])):  # helpers inherit the variable
+            file = _metrics_file(pid)
+            if file is not None and file.with_suffix(KEYS_SUFFIX).exists():
+                owner[file] = pid
+        return {pid: _answered(file) for file, pid in owner.items()}
 
 
-def _metrics_folder(pid: int) -> Path:
-    """Where a worker keeps its counters, by its environment."""
+def _answered(file: Path) -> float:
+    """Sum over the series of good replies in a worker's file."""
+    slots = SlotFiles(file)
+    claims: list[Claim] = []
+    while records := slots.records():
+        claims += [record for record in records if isinstance(record, Claim)]
+    numbers = slots.numbers()
+    good = [c for c in claims if c.name == "ctr_score_requests_total" and c.labels[-1] == "ok"]
+    return sum(numbers[claim.start] for claim in good)
+
+
+def _metrics_file(pid: int) -> Path | None:
+    """Where a worker keeps its numbers, by its environment; the supervisor has none."""
     try:
         variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
-        return Path("/nonexistent")
-    for variable in variables:
-        name, _, value = variable.partition(b"=")
-        if name == METRICS_VARIABLE.encode():
-            return Path(value.decode())
-    return Path("/nonexistent")
+        return None
+    names = (variable.partition(b"=") for variable in variables)
+    return next((Path(value.decode()) for name, _, value in names if name == SLOTS_VARIABLE.encode()), None)
 
 
 def free_port() -> int:
@@ -147,7 +148,7 @@ def _started(command: list[str], port: int, log_file: Path, variables: dict[str,
             process.wait()
 
 
-def _wait(server: Server, path: str, complete: object) -> None:
+def _wait(server: Server, path: str, complete: Callable[[], bool]) -> None:
     """Until a path answers and all processes are there.
 
     Raises:
@@ -157,13 +158,19 @@ def _wait(server: Server, path: str, complete: object) -> None:
     while time.monotonic() < until:
         with contextlib.suppress(OSError, urllib.error.URLError):
             server.get(path)
-            if callable(complete) and complete():
+            if complete():
                 return
-        if not Path(f"/proc/{server.pid}/cmdline").read_bytes():  # a zombie has none
+        if _has_ended(server.pid):
             break
         time.sleep(0.1)
     log = server.log_file.read_text()[-800:]
-    raise ServerError(f"{server.url}{path} did not come up; its log ends: {log}")
+    ended = ", its process ended" if _has_ended(server.pid) else ""
+    raise ServerError(f"{server.url}{path} did not come up{ended}; its log ends: {log}")
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a child of ours is over; it stays a zombie until it is waited for."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
 
 
 def _ready_workers(server: Server) -> int:
