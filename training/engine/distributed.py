@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from training.engine.errors import PeerError, RankError
 
@@ -151,10 +153,17 @@ def joined(*, device: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> Iterator[Ran
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if on_gpu:
         torch.cuda.set_device(own_gpu(group))
+    limit = timedelta(seconds=timeout_s)
     try:
-        # Objects and sizes go between CPUs, whatever the gradients do.
+        store, _, _ = next(rendezvous("env://", timeout=limit))
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout_s)
+            # Objects and sizes go between CPUs, whatever the gradients do.
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            # torchrun may keep its store over restarts, with the addresses of processes that are gone.
+            store=PrefixStore(f"start-{group.restarts}", store),
+            rank=group.rank,
+            world_size=group.world_size,
+            timeout=limit,
         )
     except (RuntimeError, ValueError) as error:
         raise RankError(f"rank {group.rank} of {group.world_size} cannot join the others: {error}") from error

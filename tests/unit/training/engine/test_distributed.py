@@ -74,7 +74,7 @@ def test_a_group_that_nobody_joins_is_given_up(monkeypatch):
         assert options["timeout"].total_seconds() == 5
         raise RuntimeError("nobody listens")
 
-    monkeypatch.setattr(distributed.dist, "init_process_group", refused)
+    monkeypatch.setattr(distributed, "rendezvous", refused)
     with (
         pytest.raises(RankError, match="rank 1 of 2 cannot join the others: nobody listens"),
         joined(device="cpu", timeout_s=5),
