@@ -143,6 +143,7 @@ def joined(*, device: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> Iterator[Ran
 
     Raises:
         RankError: The environment is not torchrun's, or the others do not come.
+        PeerError: Another rank is gone, or keeps this one waiting for too long.
     """
     if timeout_s <= 0:
         raise RankError(f"the group's time limit is {timeout_s} s; allowed: more than 0")
@@ -167,7 +168,15 @@ def joined(*, device: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> Iterator[Ran
         )
     except (RuntimeError, ValueError) as error:
         raise RankError(f"rank {group.rank} of {group.world_size} cannot join the others: {error}") from error
-    yield group
+    try:
+        yield group
+    except RuntimeError as error:
+        # Connections that end and time limits that pass: gloo says so by its name alone.
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise PeerError(
+            f"rank {group.rank} of {group.world_size} lost the others (limit {timeout_s:g} s): {error}"
+        ) from error
     # Only at a good end: with a rank gone, NCCL would wait for it; the end of the process closes all.
     dist.destroy_process_group()
 

@@ -7,13 +7,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from typer.testing import CliRunner
 
 from training.cli import app
 from training.data.dataset import RankShare
 from training.engine import distributed
 from training.engine.distributed import ALONE, RankGroup, joined, own_gpu, rank_group, refuse_ranks
-from training.engine.errors import RankError
+from training.engine.errors import PeerError, RankError
 from training.engine.seed import reseed
 from training.engine.shared_hook import HookOnFirst
 from training.track import NoLog
@@ -80,6 +81,26 @@ def test_a_group_that_nobody_joins_is_given_up(monkeypatch):
         joined(device="cpu", timeout_s=5),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "said"),
+    [
+        (
+            RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed by peer"),
+            PeerError,
+            r"rank 1 of 2 lost the others \(limit 5 s\): .*Connection closed by peer",
+        ),
+        (RuntimeError("shapes differ"), RuntimeError, "^shapes differ$"),
+    ],
+)
+def test_a_rank_that_loses_the_others_says_so(monkeypatch, error, raised, said):
+    for name, value in TWO.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "rendezvous", lambda *_, **__: iter([(dist.HashStore(), 1, 2)]))
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda *_, **__: None)
+    with pytest.raises(raised, match=said), joined(device="cpu", timeout_s=5):
+        raise error
 
 
 def test_a_rank_without_a_gpu_of_its_own_is_refused(monkeypatch):
