@@ -184,8 +184,8 @@ def test_openapi_describes_feedback(service):
     assert sorted(entry["responses"]) == [
         "202",
         "400",
+        "401",
         "404",
-        "405",
         "413",
         "415",
         "422",

@@ -71,6 +71,7 @@ def test_no_request_makes_the_service_fail_or_answer_off_the_document(schema, sm
             case.path_parameters["name"] = "small"
             if "number" in case.path_parameters:
                 case.path_parameters["number"] = small.bundle.bundle_id[:8]
+        case.headers.pop("x-deadline-ms", None)  # of 1 ms, which is then rightly answered 504
         case.validate_response(case.call(), checks=CHECKS)
 
     ask()
