@@ -195,8 +195,8 @@ def test_openapi_describes_feedback(service):
         "504",
     ]
     assert "feedback_unavailable" in entry["responses"]["503"]["description"]
-    example = entry["requestBody"]["content"]["application/json"]["example"]
-    assert post(service, "/feedback", example).status_code == 202
+    for example in entry["requestBody"]["content"]["application/json"]["examples"].values():
+        assert post(service, "/feedback", example["value"]).status_code == 202
 
 
 def test_a_kill_takes_back_nothing_that_was_acknowledged_and_a_drain_writes_the_rest(service, small, folder):
