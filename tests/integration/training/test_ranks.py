@@ -23,6 +23,9 @@ from training.engine.artefacts import RunFolder
 from training.engine.checkpoint import load_tensors
 from training.track import read_log
 
+# Starting torch five times takes longer than all jobs together.
+pytestmark = pytest.mark.slow
+
 # No dropout, and steps whose size does not hang on the last bit of a gradient near 0, as Adam's would.
 EXACT = (
     "model.dropout=0.0",
@@ -171,7 +174,6 @@ def _rank_of(parent, rank):
     raise AssertionError(f"no rank {rank} among {children}")
 
 
-@pytest.mark.slow
 def test_torchrun_restarts_after_a_killed_rank_and_ends_with_the_same_bits(ranks, small, tmp_path):
     _, told = ranks
     folder = RunFolder(tmp_path / "killed")
