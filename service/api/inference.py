@@ -123,9 +123,7 @@ class InferEndpoint:
         find_bundle(self._serving, match["name"], match["version"])
         declared = check_headers(scope["headers"], json_only=False)
         shorten_deadline(scope["headers"], deadline)
-        shorten_deadline(scope["headers"], deadline)
         body = await read_body(receive, declared, max_bytes=self._max_body_bytes, deadline=deadline)
-        deadline.watch(caller_gone(receive))
         deadline.watch(caller_gone(receive))
         loaded = find_bundle(self._serving, match["name"], match["version"])  # may have changed meanwhile
         text, binary = split_body(scope["headers"], body)
