@@ -79,17 +79,24 @@ class Batcher:
             self._answer(predictor, batch)
 
     def _take(self, predictor: Predictor, queue: deque[Waiting]) -> list[Waiting]:
-        """Requests from the front that fit into one run and are still wanted."""
+        """Requests from the front that fit into one run and are still wanted.
+
+        A run of several is expected to take no longer than they would one by one: a figure for its size that
+        a single slow run left behind must not keep it from being measured again.
+        """
         batch: list[Waiting] = []
-        num_rows = 0
+        num_rows, alone_ms = 0, 0.0
         while queue:
-            total = num_rows + len(queue[0].rows.item)
-            if batch and (total > self._max_rows or predictor.clock.expected_ms(total) > self._max_run_ms):
+            own = len(queue[0].rows.item)
+            own_ms = predictor.clock.expected_ms(own)
+            total = num_rows + own
+            run_ms = min(predictor.clock.expected_ms(total), alone_ms + own_ms)
+            if batch and (total > self._max_rows or run_ms > self._max_run_ms):
                 break
             waiting = queue.popleft()
             if _is_wanted(waiting):
                 batch.append(waiting)
-                num_rows = total
+                num_rows, alone_ms = total, alone_ms + own_ms
         return batch
 
     def _answer(self, predictor: Predictor, batch: Sequence[Waiting]) -> None:

@@ -98,6 +98,14 @@ def test_a_run_on_the_loop_stays_short():
     assert (runs[0], sum(runs)) == (3, 8)
 
 
+def test_a_slow_run_of_a_size_does_not_forbid_that_size_for_good():
+    """Eight rows once took 50 ms, but one by one they are expected to take 0.8."""
+    predictor = Sums(expected_ms=0.1)
+    predictor.clock.record(8, 50.0)
+    _, runs = ask([(rows_of(0, [n]), Deadline(SOON)) for n in range(8)], predictor=predictor)
+    assert runs == [8]
+
+
 def test_an_error_is_that_of_one_request():
     outcomes, runs = ask([(rows_of(1, items), Deadline(SOON)) for items in ([1], [-1], [3])])
     assert runs == [3, 1, 1, 1]
