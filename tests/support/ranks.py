@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 WORLD_SIZE = 2
-DEADLINE_S = 240
+DEADLINE_S = 480
 
 
 def free_port() -> int:

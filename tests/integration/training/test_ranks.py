@@ -24,7 +24,7 @@ from training.engine.checkpoint import load_tensors
 from training.track import read_log
 
 # Starting torch five times takes longer than all jobs together.
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 # No dropout, and steps whose size does not hang on the last bit of a gradient near 0, as Adam's would.
 EXACT = (
@@ -53,7 +53,14 @@ AREAD = (
     "target_density: 0.6, target_updates: 2, settle_ratio: 0.2}",
 )
 WHOLE = (*SHORT, "training.checkpoint_every_batches=4")
-RUNS = {"exact": EXACT, "clusters": CDC, "masks": AREAD, "whole": WHOLE}
+SPLIT = tuple(o.replace("end_to_end", "split") for o in CDC if "towers" not in o)
+COPIES = (
+    *SHORT,
+    "training.ema_decay=0.9",
+    "augment={ratio: 0.2, in_training: true}",
+    "training.precision=bf16",
+)
+RUNS = {"exact": EXACT, "clusters": CDC, "masks": AREAD, "whole": WHOLE, "split": SPLIT, "copies": COPIES}
 STEPPED = ["mmoe", "star_clusters", "pepnet_per_domain", "aread", "dcnv2"]
 KILLED_AT = 6
 """Steps; the checkpoint before is of step 4."""
