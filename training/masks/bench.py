@@ -126,7 +126,8 @@ def run_case(
 
     update("cheap", min(8, num_domains))  # once for warm caches
     cheap = update("cheap", num_domains)
-    interval = step * settings.update_interval
+    interval_batches = settings.interval_steps(BATCH_ROWS[size])
+    interval = step * interval_batches
     result: dict[str, Any] = {
         "num_domains": num_domains,
         "model": size,
@@ -137,7 +138,7 @@ def run_case(
         "eval_batches": rules.eval_batches,
         "train_batch_rows": BATCH_ROWS[size],
         "train_step_s": step,
-        "interval_batches": settings.update_interval,
+        "interval_batches": interval_batches,
         "interval_s": interval,
         "update_s": cheap,
         "overhead_ratio": cheap / interval,
@@ -158,12 +159,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--domains", type=int, nargs="+", default=[43, 300])
     parser.add_argument("--sizes", nargs="+", choices=list(BATCH_ROWS), default=list(BATCH_ROWS))
     parser.add_argument("--rows", type=int, default=defaults.rows, help="rows of a tuning or scoring batch")
-    parser.add_argument("--interval", type=int, default=defaults.update_interval, help="batches")
+    parser.add_argument("--interval", type=int, help="batches; default: as MaskConfig has it")
     parser.add_argument("--steps", type=int, default=20, help="training steps to time")
     parser.add_argument("--plain-domains", type=int, default=1, help="domains of the plain search to time")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
-    settings = MaskConfig(rows=given.rows, update_interval=given.interval)
+    settings = MaskConfig(rows=given.rows, update_interval=given.interval or defaults.update_interval)
     result = {
         "torch": torch.__version__,
         "threads": given.threads,

@@ -13,6 +13,8 @@ from training.masks.tuning import TuningRules
 MaskMethod = Literal["search", "random", "none"]
 MaskStart = Literal["gates", "clusters"]
 
+AUTO_INTERVAL_ROWS = 2_048_000
+
 
 class MaskConfig(BaseModel):
     """Which experts of an aread model each domain uses, and how that is found out (AREAD, arXiv 2412.11905).
@@ -26,7 +28,8 @@ class MaskConfig(BaseModel):
         start: What a domain has before the first update: nothing but what its `gates` point at, or one random
             mask for all domains of a cluster, for runs with `clustering.version: two_stage`.
         warmup_batches: Steps with every edge, trained by the mean of the heads, before the first update.
-        update_interval: Steps between updates; the default keeps the search within a tenth of training.
+        update_interval: Steps between updates; `auto` is as many as read 2,048,000 rows, the 2,000 batches of
+            1,024 of the paper, which keeps the search within a tenth of training at some hundred domains.
         max_updates: Updates at most; null for no limit.
         settle_ratio: Share of the planned steps, the last ones, without updates, so that experts settle.
         min_rows: A domain with fewer train rows is not searched and keeps every edge.
@@ -49,7 +52,7 @@ class MaskConfig(BaseModel):
     mode: SearchMode = "cheap"
     start: MaskStart = "gates"
     warmup_batches: NonNegativeInt = 100
-    update_interval: PositiveInt = 2000
+    update_interval: PositiveInt | Literal["auto"] = "auto"
     max_updates: PositiveInt | None = None
     settle_ratio: float = Field(default=0.1, ge=0, lt=1)
     min_rows: PositiveInt = 50
@@ -75,6 +78,16 @@ class MaskConfig(BaseModel):
         if self.start == "clusters" and self.method != "search":
             raise ValueError(f"start clusters is where a search begins; method {self.method} has none")
         return self
+
+    def interval_steps(self, batch_size: int) -> int:
+        """Steps between updates, at least 1.
+
+        Args:
+            batch_size: Rows of a step.
+        """
+        if self.update_interval != "auto":
+            return self.update_interval
+        return max(1, AUTO_INTERVAL_ROWS // batch_size)
 
     @property
     def searches(self) -> bool:

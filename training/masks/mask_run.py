@@ -92,7 +92,7 @@ class MaskRun:
             domains=self._domains,
             start=self._start(aread_of(model).shape),
             warmup_batches=settings.warmup_batches,
-            update_interval=settings.update_interval,
+            update_interval=settings.interval_steps(config.training.batch_size),
             max_updates=settings.max_updates,
             last_step=int(total * (1.0 - settings.settle_ratio)),
             seed=config.training.seed,
