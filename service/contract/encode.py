@@ -139,7 +139,7 @@ def standardise(values: NDArray[np.float64], encoder: StandardiseEncoder) -> NDA
     moved = np.sign(values) * np.log1p(np.abs(values)) if encoder.transform == "log1p" else values
     with np.errstate(over="ignore"):  # an overflow is an infinity, which the clip then bounds
         scaled = (moved - encoder.mean) / encoder.std
-    # Plain ufuncs: np.clip and np.nan_to_num cost more than the work on the few rows of a request.
+    # np.clip and np.nan_to_num cost more than the work on the few rows of a request.
     clipped = np.minimum(np.maximum(scaled, -encoder.clip), encoder.clip)
     clipped[np.isnan(clipped)] = 0.0
     return clipped.astype(np.float32)
@@ -247,11 +247,10 @@ class EntityEncoder:
         return EncodeError(slot.feature, f"expected {wanted}")
 
     def _write_numeric(self, block: EncodedBlock, feature: NumericFeature, column: Column) -> None:
-        slots = self.layout.of_feature(feature.name)
-        if slots[0].block == "int":
-            self._write_ids(block, slots[0], column)
+        slot = self.layout.of_feature(feature.name)[0]
+        if slot.block == "int":
+            self._write_ids(block, slot, column)
             return
-        slot = slots[0]
         raw = _floats(feature, column)
         block.floats[:, slot.columns] = standardise(raw, self._numeric[slot.encoder])
 
@@ -398,12 +397,4 @@ def _events(feature: SequenceFeature, row: int, value: Any, known: set[str]) -> 
     return list(value)
 
 
-__all__ = [
-    "Column",
-    "EncodedBlock",
-    "EntityEncoder",
-    "bucket_id",
-    "canonical",
-    "hash_id",
-    "standardise",
-]
+__all__ = ["Column", "EncodedBlock", "EntityEncoder", "bucket_id", "canonical", "hash_id", "standardise"]

@@ -59,9 +59,10 @@ def test_a_scrape_is_timed(server):
 
 def test_a_service_that_ends_is_told_with_its_log(tmp_path, store):
     variables = {"CTR_MAX_INFLIGHT": "none"}
-    with pytest.raises(
-        ServerError, match=r"did not come up, its process ended; its log ends: .*max_inflight"
-    ), service(store, tmp_path, variables=variables):
+    with (
+        pytest.raises(ServerError, match=r"did not come up, its process ended; its log ends: .*max_inflight"),
+        service(store, tmp_path, variables=variables),
+    ):
         pass
 
 
