@@ -128,9 +128,11 @@ class Runner:
                 if not run.done():
                     deadline.check_caller()
             return run.result()
-        except (DeadlineExceeded, CallerGone):
+        except DeadlineExceeded:
+            run.add_done_callback(_forget)  # not begun, it ends by itself when its turn comes
+            raise
+        except CallerGone:
             run.cancel()  # helps when it has not begun
-            run.add_done_callback(_forget)
             raise
 
     def _unless_late(self, predictor: Predictor, rows: GraphRows, deadline: Deadline) -> NDArray[np.float32]:
