@@ -10,21 +10,18 @@ missing. List-valued features take one list per row. Keys of features may be abs
 
 from __future__ import annotations
 
-import math
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from service.contract.errors import EncodeError
 from service.contract.layout import IDS, WEIGHTS, EntityLayout, Slot, entity_layout
 from service.contract.schema import (
-    FIRST_ID,
     MISSING_ID,
     UNKNOWN_ID,
     BucketiseEncoder,
@@ -32,8 +29,6 @@ from service.contract.schema import (
     Encoder,
     Entity,
     FeatureSchema,
-    HashEncoder,
-    IdEncoder,
     MultiFeature,
     NumericFeature,
     SequenceFeature,
@@ -41,9 +36,9 @@ from service.contract.schema import (
     StoredFeature,
     VocabularyEncoder,
 )
+from service.contract.values import IdOf, id_function, number_of, standardise, vocabulary_rows
 
 Column = Sequence[Any] | NDArray[Any]
-IdOf = Callable[[Any], int]
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 _STRINGS = {str}
 _NUMBERS = {float, int, type(None)}
@@ -65,86 +60,6 @@ class EncodedBlock:
         return int(self.ints.shape[0])
 
 
-def canonical(value: Any) -> str:
-    """One spelling for a categorical value, so that 7, np.int64(7) and "7" are the same id.
-
-    Raises:
-        TypeError: Not a string, integer or boolean.
-    """
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool | np.bool_):
-        return "true" if value else "false"
-    if isinstance(value, int | np.integer):
-        return str(int(value))
-    raise TypeError(type(value).__name__)
-
-
-def hash_id(value: str, encoder: HashEncoder) -> int:
-    """Row of a value under a hash encoder; the same in every process, host and release."""
-    return FIRST_ID + int(
-        xxhash.xxh64_intdigest(value.encode("utf-8", "surrogatepass"), encoder.seed) % encoder.num_buckets
-    )
-
-
-def bucket_id(value: float, encoder: BucketiseEncoder) -> int:
-    """Row of a finite number under a bucketise encoder."""
-    return FIRST_ID + int(np.searchsorted(encoder.boundaries, value, side="right"))
-
-
-def vocabulary_rows(encoder: VocabularyEncoder) -> dict[str, int]:
-    """Row of every listed value."""
-    return {value: FIRST_ID + i for i, value in enumerate(encoder.values)}
-
-
-def _id_function(encoder: IdEncoder) -> IdOf:
-    """Function from one raw value to its id; raises TypeError or ValueError on values of a wrong kind."""
-    if isinstance(encoder, VocabularyEncoder):
-        rows = vocabulary_rows(encoder)
-
-        def vocabulary(value: Any) -> int:
-            if value is None:
-                return MISSING_ID
-            return rows.get(value if type(value) is str else canonical(value), UNKNOWN_ID)
-
-        return vocabulary
-    if isinstance(encoder, HashEncoder):
-
-        def hashed(value: Any) -> int:
-            return MISSING_ID if value is None else hash_id(canonical(value), encoder)
-
-        return hashed
-
-    def bucketised(value: Any) -> int:
-        number = _number(value)
-        return MISSING_ID if math.isnan(number) else bucket_id(number, encoder)
-
-    return bucketised
-
-
-def _number(value: Any) -> float:
-    """A finite float, or NaN for None; refuses strings, booleans and infinities."""
-    if value is None:
-        return math.nan
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
-        raise TypeError(type(value).__name__)
-    number = float(value)
-    if math.isinf(number):
-        raise ValueError(number)
-    return number
-
-
-def standardise(values: NDArray[np.float64], encoder: StandardiseEncoder) -> NDArray[np.float32]:
-    """Apply a standardise encoder; NaN (missing) becomes 0. Any shape, float64 to float32."""
-    moved = np.sign(values) * np.log1p(np.abs(values)) if encoder.transform == "log1p" else values
-    with np.errstate(over="ignore"):  # an overflow is an infinity, which the clip then bounds
-        scaled = (moved - encoder.mean) / encoder.std
-    # np.clip and np.nan_to_num cost more than the work on the few rows of a request.
-    clipped = np.minimum(np.maximum(scaled, -encoder.clip), encoder.clip)
-    clipped[np.isnan(clipped)] = 0.0
-    return clipped.astype(np.float32)
-
-
 class EntityEncoder:
     """Encodes raw columns of one entity.
 
@@ -164,7 +79,7 @@ class EntityEncoder:
             if isinstance(encoder, StandardiseEncoder):
                 self._numeric[slot.encoder] = encoder
             elif encoder is not None and slot.encoder not in self._id_of:
-                self._id_of[slot.encoder] = _id_function(encoder)
+                self._id_of[slot.encoder] = id_function(encoder)
                 if isinstance(encoder, VocabularyEncoder):
                     self._vocabularies[slot.encoder] = vocabulary_rows(encoder)
 
@@ -321,7 +236,7 @@ def _floats(feature: NumericFeature, column: Column) -> NDArray[np.float64]:
         if len(numbers) != width:
             raise EncodeError(feature.name, f"expected {width} numbers, got {len(numbers)}", row=row)
         try:
-            raw[row] = [_number(x) for x in numbers]
+            raw[row] = [number_of(x) for x in numbers]
         except (TypeError, ValueError, OverflowError):
             raise EncodeError(
                 feature.name, f"expected a finite number or null, got {_shown(value)}", row=row
@@ -370,7 +285,7 @@ def _weights(feature: MultiFeature, row: int, weights: Any, num_ids: int) -> lis
         raise EncodeError(feature.name, reason, row=row)
     try:
         rows = [w if isinstance(w, Sequence | np.ndarray) else [w] for w in weights]
-        checked = [[_number(x) for x in w] for w in rows]
+        checked = [[number_of(x) for x in w] for w in rows]
     except (TypeError, ValueError, OverflowError):
         raise EncodeError(feature.name, reason, row=row) from None
     ok = all(len(w) == feature.num_weights and all(abs(x) <= FLOAT32_MAX for x in w) for w in checked)
@@ -397,4 +312,4 @@ def _events(feature: SequenceFeature, row: int, value: Any, known: set[str]) -> 
     return list(value)
 
 
-__all__ = ["Column", "EncodedBlock", "EntityEncoder", "bucket_id", "canonical", "hash_id", "standardise"]
+__all__ = ["Column", "EncodedBlock", "EntityEncoder"]

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from service.contract.encode import EntityEncoder, canonical
+from service.contract.encode import EntityEncoder
+from service.contract.values import canonical
 from service.features.errors import LoadError
 from service.features.load import RowBatch, encode_rows
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from service.contract.encode import canonical
+from service.contract.values import canonical
 from training.data.errors import TableError
 
 Ints = NDArray[np.int64]

@@ -16,7 +16,6 @@ from typing import Any, Generic, TypeVar
 import msgspec
 import polars as pl
 
-from service.contract.encode import canonical
 from service.contract.events import (
     EXPOSURES,
     FEEDBACK,
@@ -25,6 +24,7 @@ from service.contract.events import (
     decode_exposure,
     decode_feedback,
 )
+from service.contract.values import canonical
 from training.data.errors import TableError
 
 PART_ROWS = 5_000

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.contract.encode import EncodedBlock, standardise
+from service.contract.encode import EncodedBlock
 from service.contract.schema import Entity, FeatureSchema, NumericFeature
+from service.contract.values import standardise
 from training.data.columns import Floats, Ints
 from training.data.entities import EntityTable
 from training.data.made import MadeFeature, no_ints, weighted_rms, zero_preserving

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.encode import standardise
 from service.contract.schema import (
     DOMAIN_ENCODER,
     FIRST_ID,
@@ -28,6 +27,7 @@ from service.contract.schema import (
     NumericFeature,
     StandardiseEncoder,
 )
+from service.contract.values import standardise
 from training.data.asof import END, AsOfCounts
 from training.data.columns import Floats, Ints
 from training.data.log import HOUR_MS

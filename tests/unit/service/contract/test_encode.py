@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.contract.encode import EntityEncoder, bucket_id, canonical, hash_id, standardise
+from service.contract.encode import EntityEncoder
 from service.contract.errors import EncodeError
 from service.contract.layout import entity_layout
 from service.contract.schema import BucketiseEncoder, Entity, HashEncoder, StandardiseEncoder
+from service.contract.values import bucket_id, canonical, hash_id, standardise
 from service.features.ids import id_limits
 from tests.support.bundles import make_schema
 
