@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -148,13 +149,15 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
-    others = [
-        context.Process(target=serve, args=(options.store, options.port), daemon=True)
-        for _ in range(options.processes - 1)
+    workers = [
+        context.Process(target=serve, args=(options.store, options.port)) for _ in range(options.processes)
     ]
-    for process in others:
-        process.start()
-    serve(options.store, options.port)
+    for worker in workers:
+        worker.start()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: [worker.terminate() for worker in workers])
+    for worker in workers:
+        worker.join()
 
 
 if __name__ == "__main__":
