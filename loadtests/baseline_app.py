@@ -16,7 +16,6 @@ import signal
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import uvicorn
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel
@@ -24,6 +23,7 @@ from pydantic import BaseModel
 from loadtests.bench_serve.reference import NUM_FIELDS, NUM_NUMBERS
 from service.contract.schema import FIRST_ID, UNKNOWN_ID
 from service.contract.store import ModelStore
+from service.scoring.runtime import onnxruntime
 from service.sockets import bind
 
 ITEM_FIELDS = [f"i{n}" for n in range(1, NUM_FIELDS)]

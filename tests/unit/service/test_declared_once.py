@@ -1,10 +1,12 @@
 """Settings, errors and metrics are each declared in one place and keep their rules."""
 
 import re
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+import service
 from service.errors import ANSWERED, InternalError, ServiceError, TooLong
 from service.settings import Settings, cpu_quota, unknown_variables
 from service.telemetry.metrics import Metrics
@@ -76,3 +78,12 @@ def test_an_admin_port_without_tokens_is_refused(tmp_path):
     with pytest.raises(ValidationError, match=message):
         Settings(admin_port=9000)
     assert Settings(admin_tokens_file=tmp_path / "tokens").admin_address_port == 8001
+
+
+def test_onnxruntime_is_imported_in_one_place_which_first_turns_its_telemetry_off():
+    root = Path(service.__file__).parents[1]
+    folders = ("service", "training", "export", "loadtests", "tests")
+    importing = re.compile(r"^\s*(?:import onnxruntime|from onnxruntime)", re.MULTILINE)
+    files = [path for folder in folders for path in (root / folder).rglob("*.py")]
+    found = {str(path.relative_to(root)) for path in files if importing.search(path.read_text())}
+    assert found == {"service/scoring/runtime.py"}
