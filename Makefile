@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEPLOY_STAMP := $(VENV)/.installed-deploy
 PORT ?= 8000
 WORK ?= runs/demo
 # Set WORKERS=0 to run tests in one process.
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-quick check format serve bench bench-serve clean
+.PHONY: help setup run test test-quick test-deploy check format serve bench bench-serve clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +45,13 @@ test: check ## Static checks and the whole test suite
 
 test-quick: $(STAMP) ## Tests without the slow ones
 	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow'
+
+$(DEPLOY_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet -e '.[cpu,train,export,dev,load,deploy]'
+	touch $(DEPLOY_STAMP)
+
+test-deploy: $(DEPLOY_STAMP) ## Images, compose and Kubernetes for real (needs root and DEPLOY_KIT; skips say what is left out)
+	$(BIN)/python -m pytest tests/deploy --timeout 1200 --durations 15 -rs
 
 check: $(STAMP) ## Style, types and import rules
 	$(BIN)/ruff check .
