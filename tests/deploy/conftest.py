@@ -1,7 +1,7 @@
 """What all deploy tests share: the kit, one Docker engine, images built once, figures.
 
-`DEPLOY_KIT` names the folder of the kit, which starts a real engine and a real Kubernetes. `DEPLOY_ENGINE`
-may name the work folder of an engine that runs already, while working on these tests; it is then left running.
+`DEPLOY_KIT` names the folder of the kit, which starts a real engine and a real Kubernetes. While working on
+these tests, `DEPLOY_ENGINE` may name the work folder of an engine that runs already; it is left running.
 """
 
 from __future__ import annotations

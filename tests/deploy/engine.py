@@ -19,7 +19,7 @@ TRAINING_IMAGE = "ctr-training:0.1.0"
 START_TIMEOUT_S = 400
 
 
-class CommandFailed(AssertionError):
+class CommandError(AssertionError):
     """A command ended with another exit code than 0; says what it wrote."""
 
 
@@ -33,12 +33,12 @@ def run(
     """Run a command in the repository root.
 
     Raises:
-        CommandFailed: It fails, unless `check` is off.
+        CommandError: It fails, unless `check` is off.
     """
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout_s)
     if check and done.returncode:
-        shown = " ".join(map(str, command))
-        raise CommandFailed(
+        command_line = " ".join(map(str, command))
+        raise CommandError(
             f"{shown}: exit code {done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
         )
     return done
@@ -89,7 +89,7 @@ def start(kit: Path, work: Path) -> Engine:
             ["bash", kit / "engine.sh", "up", work], stdout=out, stderr=out, timeout=START_TIMEOUT_S
         )
     if done.returncode:
-        raise CommandFailed(f"engine.sh up: exit code {done.returncode}\n{log.read_text()[-6000:]}")
+        raise CommandError(f"engine.sh up: exit code {done.returncode}\n{log.read_text()[-6000:]}")
     return Engine(work, environment(work))
 
 
