@@ -37,10 +37,8 @@ def run(
     """
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout_s)
     if check and done.returncode:
-        command_line = " ".join(map(str, command))
-        raise CommandError(
-            f"{shown}: exit code {done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
-        )
+        said = f"{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
+        raise CommandError(f"{' '.join(map(str, command))}: exit code {done.returncode}\n{said}")
     return done
 
 
