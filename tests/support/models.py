@@ -13,6 +13,7 @@ from training.models.base import CtrModel, TensorBatch
 from training.models.build import build_model
 from training.models.config import (
     AreadConfig,
+    CesaaConfig,
     Dcnv2Config,
     DeepFmConfig,
     InputConfig,
@@ -94,6 +95,21 @@ MODELS: dict[str, ModelConfig] = {
         expert_widths=((8,), (6, 4)),
         gate_dim=4,
         group="cluster",
+    ),
+    "cesaa": CesaaConfig(inputs=INPUTS, num_experts=4, expert_widths=(12, 8), tower_widths=(6,)),
+    "cesaa_domain_gate": CesaaConfig(
+        inputs=INPUTS,
+        num_experts=3,
+        top_k=1,
+        expert_widths=(12, 10, 8),
+        fusion="concat",
+        gate_input="domain",
+        expert_input="features+domain",
+        mi_prior="uniform",
+        batch_norm=True,
+    ),
+    "cesaa_routed_only": CesaaConfig(
+        inputs=INPUTS, num_experts=3, top_k=3, expert_widths=(12,), tower_widths=(), shared_expert=False
     ),
     "deepfm": DeepFmConfig(inputs=INPUTS, num_factors=4, deep_widths=(12, 8)),
     "dcnv2": Dcnv2Config(inputs=INPUTS, num_cross_layers=2, cross_rank=4, deep_widths=(12, 8)),

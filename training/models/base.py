@@ -99,6 +99,11 @@ class Ranker(nn.Module, ABC):
     def forward(self, sides: Sides) -> Tensor:
         """Logits (N,) float32."""
 
+    def with_experts(self, sides: Sides) -> tuple[Tensor, Tensor | None]:
+        """Logits (N,) float32, and the experts (N, k) int64 of each row where rows choose among experts."""
+        logits: Tensor = self(sides)
+        return logits, None
+
     def with_heads(self, sides: Sides) -> tuple[Tensor, Heads | None]:
         """Logits (N,) float32, and the heads where the method trains each on its own."""
         logits: Tensor = self(sides)

@@ -9,8 +9,10 @@ from service.contract.schema import FeatureSchema
 from training.models.aread import Aread
 from training.models.aread_base import MmoeBase, PleBase, PyramidBase
 from training.models.base import CtrModel, Ranker
+from training.models.cesaa import Cesaa
 from training.models.config import (
     AreadConfig,
+    CesaaConfig,
     Dcnv2Config,
     DeepFmConfig,
     InputConfig,
@@ -115,6 +117,8 @@ def _ranker(
     if not isinstance(config, TowerConfig):
         if tower_of_domain is not None:
             raise SchemaError(f"model {config.type} has no towers, but a tower_of_domain is given")
+        if isinstance(config, CesaaConfig):
+            return _cesaa(config, schema.num_domains, inputs)
         return _PLAIN[type(config)](num_domains=schema.num_domains, **sizes)
     sizes["tower_of_domain"] = _towers(config.towers, schema.num_domains, tower_of_domain)
     if isinstance(config, PepNetConfig):
@@ -122,6 +126,18 @@ def _ranker(
         sizes["request_ids"] = inputs.user.id_columns
         sizes["row_ids"] = inputs.item.id_columns
     return _WITH_TOWERS[type(config)](**sizes)
+
+
+def _cesaa(config: CesaaConfig, num_domains: int, inputs: InputLayer) -> Cesaa:
+    # Warm-up and masks are the run's to follow.
+    sizes = config.model_dump(exclude={"type", "inputs", "mi_warmup_steps", "routing_mass"})
+    return Cesaa(
+        request_width=inputs.request_width,
+        row_width=inputs.row_width,
+        domain_width=inputs.domain_dim,
+        num_domains=num_domains,
+        **sizes,
+    )
 
 
 def _aread(

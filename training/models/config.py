@@ -243,6 +243,52 @@ class AreadConfig(ModelPart):
         return self
 
 
+class CesaaConfig(ModelPart):
+    """CESAA (arXiv 2411.06826): each row runs a shared expert and its k best of E routed experts.
+
+    Attributes:
+        num_experts: Routed experts.
+        top_k: Experts that each row runs beside the shared one.
+        expert_widths: Hidden widths of each expert; the last is its output, which is linear.
+        shared_expert: Whether there is an expert that every row runs.
+        fusion: Outputs of chosen and shared experts added, or side by side.
+        gate_input: What experts are chosen by: all inputs, or the domain alone.
+        expert_input: What experts read; the tower's linear term reads the domain in any case.
+        mi_weight: Factor on the information between expert and domain that the loss rewards. More than .03
+            from the first step on, or .003 with top_k 1, binds domains to experts by chance.
+        mi_warmup_steps: Steps before it counts; null takes an epoch and at least 500 steps, but at most a
+            third of training.
+        mi_prior: Share of a domain in it: that of its rows, or the same for all.
+        routing_mass: Share of a domain's routing that the experts which masks leave it must hold.
+        batch_norm: Whether hidden layers of the experts are normalised; those of the tower never are.
+    """
+
+    type: Literal["cesaa"] = "cesaa"
+    inputs: InputConfig = InputConfig()
+    num_experts: int = Field(default=8, ge=1, le=128)
+    top_k: int = Field(default=2, ge=1, le=128)
+    expert_widths: tuple[Width, ...] = Field(default=(128, 64), min_length=1)
+    tower_widths: tuple[Width, ...] = (64,)
+    shared_expert: bool = True
+    fusion: Literal["sum", "concat"] = "sum"
+    gate_input: Literal["features+domain", "domain"] = "features+domain"
+    expert_input: Literal["features", "features+domain"] = "features"
+    mi_weight: float = Field(default=0.01, ge=0)
+    mi_warmup_steps: int | None = Field(default=None, ge=0)
+    mi_prior: Literal["batch", "uniform"] = "batch"
+    routing_mass: float = Field(default=0.98, gt=0, le=1)
+    dropout: Rate = 0.1
+    batch_norm: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.top_k > self.num_experts:
+            raise ValueError(f"top_k is {self.top_k}; allowed are 1 to num_experts, {self.num_experts}")
+        if self.fusion == "concat" and not self.shared_expert:
+            raise ValueError("fusion is concat, but there is no shared expert; set shared_expert or sum")
+        return self
+
+
 def wants_clusters(config: ModelPart) -> bool:
     """Whether a model reads which cluster each domain is in, a table that is not the config's to say."""
     if isinstance(config, AreadConfig):
@@ -251,6 +297,13 @@ def wants_clusters(config: ModelPart) -> bool:
 
 
 ModelConfig = Annotated[
-    MmoeConfig | Dcnv2Config | DeepFmConfig | PleConfig | StarConfig | PepNetConfig | AreadConfig,
+    MmoeConfig
+    | Dcnv2Config
+    | DeepFmConfig
+    | PleConfig
+    | StarConfig
+    | PepNetConfig
+    | AreadConfig
+    | CesaaConfig,
     Field(discriminator="type"),
 ]

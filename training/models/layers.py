@@ -108,10 +108,18 @@ class ExpertStack(nn.Module):
         num_experts: E.
         dropout: Drop rate after each hidden layer.
         batch_norm: Whether hidden layers are normalised.
+        linear_output: Whether the last layer is plain, without normalisation, ReLU and dropout.
     """
 
     def __init__(
-        self, first: nn.Module, widths: Sequence[int], *, num_experts: int, dropout: float, batch_norm: bool
+        self,
+        first: nn.Module,
+        widths: Sequence[int],
+        *,
+        num_experts: int,
+        dropout: float,
+        batch_norm: bool,
+        linear_output: bool = False,
     ) -> None:
         super().__init__()
         self.num_experts = num_experts
@@ -124,6 +132,8 @@ class ExpertStack(nn.Module):
         self.activations = nn.ModuleList(
             Activation(num_experts * width, batch_norm=batch_norm, dropout=dropout) for width in widths
         )
+        if linear_output:
+            self.activations[-1] = nn.Identity()
 
     def forward(self, inputs: Sides | Tensor) -> Tensor:
         """(N, E, out_width) float32 from whatever the first layer reads."""
@@ -150,6 +160,7 @@ class StackedExperts(ExpertStack):
         num_experts: int,
         dropout: float,
         batch_norm: bool,
+        linear_output: bool = False,
     ) -> None:
         super().__init__(
             TwoSidedLinear(request_width, row_width, num_experts * widths[0]),
@@ -157,4 +168,5 @@ class StackedExperts(ExpertStack):
             num_experts=num_experts,
             dropout=dropout,
             batch_norm=batch_norm,
+            linear_output=linear_output,
         )

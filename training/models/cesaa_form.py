@@ -1,0 +1,162 @@
+"""CESAA for inference: the gate without noise, the chosen experts in one of several forms, plain layers.
+
+Invariant: every form gives the logits of the model as trained, in evaluation mode, up to rounding.
+
+Source: CESAA, arXiv 2411.06826; the forms are ours.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from training.models.base import Ranker, Sides, at_rows
+from training.models.fold import fold_batch_norm
+from training.models.fusion import Fusion, fused, without_domain
+from training.models.layers import ExpertStack, StackedLinear, TwoSidedLinear
+from training.models.pyramid import joined
+from training.models.routed_experts import DenseExperts, GroupedExperts
+from training.models.slicing import keep_maps
+from training.models.topk_gate import Routing, TopKGate, choose
+
+if TYPE_CHECKING:
+    from training.models.cesaa import Cesaa
+
+FORMS: dict[str, Callable[[ExpertStack], nn.Module]] = {"grouped": GroupedExperts, "dense": DenseExperts}
+
+
+class ClearGate(nn.Module):
+    """The gate without noise.
+
+    Args:
+        clean: Logits (N, E) from both sides, or (R, E) from the domain embedding.
+        top_k: k.
+        domain_width: Width of the domain embedding in the last columns of the request side; 0 where it is
+            folded into `clean`.
+        allowed: (D + 1, E) bool; None where every domain may choose every expert.
+    """
+
+    def __init__(self, clean: nn.Module, *, top_k: int, domain_width: int, allowed: Tensor | None) -> None:
+        super().__init__()
+        self.clean = clean
+        self.top_k, self.domain_width = top_k, domain_width
+        self.masks = allowed is not None
+        if allowed is not None:
+            # Added to logits: a table of floats is gathered without a cast.
+            forbidden = torch.zeros(allowed.shape).masked_fill(~allowed, -torch.inf)
+            self.register_buffer("forbidden", forbidden)
+
+    def forward(self, sides: Sides) -> Routing:
+        """The choice of N rows."""
+        if isinstance(self.clean, TwoSidedLinear):
+            logits = self.clean(sides)
+        else:
+            own = sides.request[:, sides.request.shape[1] - self.domain_width :]
+            logits = at_rows(self.clean(own), sides.request_index)
+        if self.masks:
+            by_request = self.get_buffer("forbidden").index_select(0, sides.domain)
+            logits = logits + at_rows(by_request, sides.request_index)
+        return choose(logits, self.top_k)
+
+
+class CesaaForm(Ranker):
+    """Gate, chosen experts, shared expert, tower, linear term.
+
+    Args:
+        gate: Gives each row's experts and weights.
+        routed: A `RoutedPart`.
+        shared: Gives (N, 1, H), or None.
+        fusion: How the two meet.
+        tower: Hidden layers and the output of the tower.
+        linear: Linear term.
+        domain_bias: (D + 1, 1) float32; None where it is folded into the linear term.
+        domain_width: Columns at the end of the request side that experts do not read.
+    """
+
+    def __init__(
+        self,
+        *,
+        gate: nn.Module,
+        routed: nn.Module,
+        shared: nn.Module | None,
+        fusion: Fusion,
+        tower: Sequence[nn.Module],
+        linear: TwoSidedLinear,
+        domain_bias: Tensor | None,
+        domain_width: int,
+    ) -> None:
+        super().__init__()
+        self.gate, self.routed, self.shared = gate, routed, shared
+        self.fusion: Fusion = fusion
+        *hidden, self.out = tower
+        self.hidden = nn.ModuleList(hidden)
+        self.linear = linear
+        self.adds_bias = domain_bias is not None
+        if domain_bias is not None:
+            self.register_buffer("domain_bias", domain_bias)
+        self.domain_width = domain_width
+
+    def forward(self, sides: Sides) -> Tensor:
+        """Logits (N,) float32."""
+        return self.with_experts(sides)[0]
+
+    def with_experts(self, sides: Sides) -> tuple[Tensor, Tensor | None]:
+        """Logits (N,) float32 and the experts (N, k) int64 that each row chose."""
+        routing: Routing = self.gate(sides)
+        own = without_domain(sides, self.domain_width) if self.domain_width else sides
+        routed = self.routed(own, routing.experts, routing.weights)
+        shared = None if self.shared is None else self.shared(own).squeeze(1)
+        x = fused(routed, shared, self.fusion)
+        for layer in self.hidden:
+            x = torch.relu(layer(x))
+        logits: Tensor = self.out(x) + self.linear(sides)
+        if self.adds_bias:
+            bias = self.get_buffer("domain_bias").index_select(0, sides.domain)
+            logits = logits + at_rows(bias, sides.request_index)
+        return logits.squeeze(1), routing.experts
+
+
+@torch.no_grad()
+def cesaa_form(
+    ranker: Cesaa, form: str, *, make: Callable[[ExpertStack], nn.Module] | None = None
+) -> CesaaForm:
+    """A ranker of all domains.
+
+    Args:
+        ranker: As trained.
+        form: Of the chosen experts.
+        make: Makes a form that is not among `FORMS` from the stack of experts.
+    """
+    own = copy.deepcopy(ranker).eval()
+    fold_batch_norm(own)
+    return CesaaForm(
+        gate=clear_gate(own.gate),
+        routed=(make or FORMS[form])(own.experts),
+        shared=own.shared,
+        fusion=own.fusion,
+        tower=plain_tower(own),
+        linear=own.linear,
+        domain_bias=own.domain_bias.weight.detach().clone(),
+        domain_width=0 if own.experts_read_domain else own.domain_width,
+    )
+
+
+def clear_gate(gate: TopKGate) -> ClearGate:
+    """The gate of all domains, without noise."""
+    allowed = gate.get_buffer("allowed")
+    return ClearGate(
+        gate.clean,
+        top_k=gate.top_k,
+        domain_width=gate.domain_width,
+        allowed=None if bool(allowed.all()) else allowed,
+    )
+
+
+def plain_tower(ranker: Cesaa) -> list[nn.Module]:
+    """Hidden layers and output of the one tower."""
+    layers = [layer for layer in (*ranker.towers, ranker.out) if isinstance(layer, StackedLinear)]
+    return [joined(keep_maps(layer, [0])) for layer in layers]
