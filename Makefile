@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, found " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[cpu,train,export,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[cpu,train,export,load,dev]'
 	touch $(STAMP)
 
 setup: $(STAMP) ## Install everything into .venv
