@@ -32,6 +32,7 @@ from training.config import RunConfig, load_config
 from training.data.prepared import PreparedDataset
 from training.engine.artefacts import RunFolder, load_model
 from training.engine.calibrate import Calibrator
+from training.engine.companion import companion
 from training.engine.distributed import ALONE, RankGroup
 from training.engine.errors import RunError
 from training.engine.optim import OptimiserSet
@@ -45,7 +46,7 @@ from training.engine.run import (
 )
 from training.engine.score import predict_split
 from training.engine.split import cluster_rows, evaluate_split, train_split
-from training.masks.mask_run import MaskRun, check_masks
+from training.masks.mask_run import check_masks
 from training.models.base import CtrModel
 from training.models.config import AreadConfig, wants_clusters
 from training.track import Quiet, RunLog, Watcher
@@ -107,13 +108,13 @@ def run_training(
 
 
 def _train_one(job: Job, out: Path, assignment: ClusterAssignment | None = None) -> RunResult:
-    """One model on all rows, with masks where they are enabled; with clusters, it knows those of domains."""
+    """One model on all rows, with what its method does beside; with clusters, it knows those of domains."""
     config, prepared = job.config, job.prepared
     towers = None if assignment is None else tower_table(assignment, prepared.schema.domains)
-    masks = MaskRun(config, prepared, out, clusters=towers) if config.masks.enabled else None
+    beside = companion(config, prepared, out, clusters=towers)
 
     def on_trained() -> Mapping[str, Any]:
-        told = {} if masks is None else dict(masks.on_trained())
+        told = {} if beside is None else dict(beside.on_trained())
         return told if assignment is None else told | {"clustering": summary(config, assignment)}
 
     return train_model(
@@ -123,7 +124,7 @@ def _train_one(job: Job, out: Path, assignment: ClusterAssignment | None = None)
         resume=job.resume,
         watcher=job.watcher,
         towers=towers,
-        make_hook=None if masks is None else masks.make_hook,
+        make_hook=None if beside is None else beside.make_hook,
         identity=None if assignment is None else {"clusters": assignment.digest},
         on_trained=on_trained,
         group=job.group,

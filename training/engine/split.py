@@ -33,6 +33,7 @@ from training.engine.artefacts import (
     save_predictions,
 )
 from training.engine.calibrate import Calibrator
+from training.engine.companion import companion
 from training.engine.distributed import ALONE, RankGroup
 from training.engine.evaluate import Predictions
 from training.engine.files import write_text
@@ -48,7 +49,6 @@ from training.engine.run import (
     train_model,
 )
 from training.engine.score import predict_split
-from training.masks.mask_run import MaskRun
 from training.models.config import wants_clusters
 from training.track import Quiet, Watcher
 
@@ -79,7 +79,7 @@ def train_split(
             part = folder.part(k)
             watcher.say(f"cluster {k} of {assignment.num_clusters}: {', '.join(assignment.targets[k])}")
             rows = cluster_rows(part, prepared)
-            masks = MaskRun(config, rows, part.root) if config.masks.enabled else None
+            beside = companion(config, rows, part.root)
             results.append(
                 train_model(
                     config,
@@ -88,9 +88,9 @@ def train_split(
                     resume=resume and part.checkpoint.exists(),
                     watcher=watcher,
                     towers=[0] * (prepared.schema.num_domains + 1) if wants_clusters(config.model) else None,
-                    make_hook=None if masks is None else masks.make_hook,
+                    make_hook=None if beside is None else beside.make_hook,
                     identity={"clusters": assignment.digest, "cluster": str(k)},
-                    on_trained=None if masks is None else masks.on_trained,
+                    on_trained=None if beside is None else beside.on_trained,
                     group=group,
                 )
             )

@@ -85,7 +85,7 @@ class GroupedExperts(nn.Module):
             raise TypeError(f"cannot group experts that start with {type(stack.first).__name__}")
         self.request = stack.first.request
         self.first_width, self.out_width = stack.widths[0], stack.out_width
-        rows = stack.first.row.weight.detach().split(self.first_width)
+        rows = torch.split(stack.first.row.weight.detach(), self.first_width)
         rest = [linear for linear in stack.linears if isinstance(linear, StackedLinear)]
         self.experts = nn.ModuleList(
             ExpertLayers(row, [(linear.weight.detach()[e], linear.bias.detach()[e]) for linear in rest])
@@ -95,7 +95,7 @@ class GroupedExperts(nn.Module):
     def forward(self, sides: Sides, experts: Tensor, weights: Tensor) -> Tensor:
         """(N, H) float32."""
         k = experts.shape[1]
-        requests = self.request(sides.request).split(self.first_width, dim=1)
+        requests = torch.split(self.request(sides.request), self.first_width, dim=1)
         choices = experts.reshape(-1)
         values, places = [], []
         for number, (expert, request) in enumerate(zip(self.experts, requests, strict=True)):
