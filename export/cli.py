@@ -117,6 +117,22 @@ def alias(
     console.print(f"alias '{name}' points at {bundle_id[:12]}")
 
 
+@app.command()
+def push(
+    url: Annotated[
+        str, typer.Argument(help="Address of a store: s3://, gs://, abfs://, ...: what fsspec writes.")
+    ],
+    bundle: BundleArgument = "stable",
+    alias: Annotated[str, typer.Option(help="Alias to move there, e.g. stable or canary.")] = "stable",
+    store: StoreOption = Path("models"),
+) -> None:
+    """Copy a bundle to an object store, after verifying it, and point an alias at it there."""
+    from service.contract.remote import RemoteStore
+
+    bundle_id = RemoteStore(url).push(ModelStore(store), bundle, alias=alias)
+    console.print(f"alias '{alias}' of {url} points at {bundle_id[:12]}", soft_wrap=True)
+
+
 def _graph_table(bundle: Bundle) -> Table:
     heads = ("graph", "form", "precision", "nodes", "MACs/row", "MACs/request", "experts", "MiB", "max |dp|")
     table = Table(*heads, title="Graphs", caption="A row is one candidate.")

@@ -1,4 +1,4 @@
-"""`ctr-serve`: run the service, check it, print the OpenAPI document, load features, replay exposures."""
+"""`ctr-serve`: run the service, check it, pull bundles, print the OpenAPI document, load features, replay."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 
 from service import cli_features
 from service.cli_check import check, check_before_serving
+from service.cli_pull import pull
 from service.cli_replay import replay
 from service.cli_settings import fail, option, read_settings
 from service.contract.errors import ContractError
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_features.app, name="features")
 app.command()(check)
+app.command()(pull)
 app.command()(replay)
 
 
