@@ -1,7 +1,8 @@
 """What all deploy tests share: the kit, one Docker engine, images built once, figures.
 
 `DEPLOY_KIT` names the folder of the kit, which starts a real engine and a real Kubernetes. While working on
-these tests, `DEPLOY_ENGINE` may name the work folder of an engine that runs already; it is left running.
+these tests, `DEPLOY_ENGINE` may name the work folder of an engine that runs already; it is left running, and
+images that it has are taken as they are.
 """
 
 from __future__ import annotations
@@ -105,6 +106,8 @@ class Images:
 @pytest.fixture(scope="session")
 def images(engine: Engine, figures: Figures) -> Images:
     """Both images, built from this working tree."""
+    if os.environ.get("DEPLOY_ENGINE") and engine.docker("images", "-q", TRAINING_IMAGE):
+        return Images()
     begun = time.monotonic()
     # The stage that both share first, so that it is built once.
     engine.build("dependencies", "ctr-dependencies:0.1.0")
