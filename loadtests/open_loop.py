@@ -1,10 +1,11 @@
-"""Requests at a fixed rate, whatever the service does: every latency counts from the intended start.
+"""Requests at planned times, whatever the service does: every latency counts from the intended start.
 
     python -m loadtests.open_loop --port 8000 --rate 500 --seconds 5 --bodies FOLDER [--connections 32]
 
-A request that finds all connections taken waits here, and that wait counts too, so a stall of the
-service shows in full (no coordinated omission). FOLDER holds bodies as files `*.json`, posted in turn.
-Prints one line of JSON. One thread on sockets and epoll: what it measures is not its own event loop.
+posts evenly spaced; `loadtests.rate_run` follows other plans. A request that finds all connections taken
+waits here, and that wait counts too, so a stall of the service shows in full (no coordinated omission).
+FOLDER holds bodies as files `*.json`, posted in turn. Prints one line of JSON. One thread on sockets and
+epoll: what it measures is not its own event loop.
 """
 
 from __future__ import annotations
@@ -17,15 +18,37 @@ import socket
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+from loadtests.arrivals import Stretch, arrivals
 
 RECEIVE_BYTES = 1 << 16
 GRACE_S = 5.0  # for the last replies
+
+
+@dataclass(frozen=True)
+class Told:
+    """What became of one request.
+
+    Attributes:
+        number: Of the request, from 0.
+        intended_s, sent_s, done_s: Since the plan began; NaN for what did not happen.
+        status: 0 without a reply.
+        body: Of the reply.
+    """
+
+    number: int
+    intended_s: float
+    sent_s: float
+    done_s: float
+    status: int
+    body: bytes
 
 
 @dataclass
@@ -33,6 +56,7 @@ class Connection:
     """One kept-alive connection, and the request on it."""
 
     sock: socket.socket
+    number: int = -1
     intended_s: float = 0.0
     sent_s: float = 0.0
     unsent: memoryview = field(default_factory=lambda: memoryview(b""))
@@ -52,51 +76,76 @@ class Seen:
 
 
 class OpenLoop:
-    """Posts at a fixed rate.
+    """Posts at planned times.
 
     Args:
         port: Of the service on 127.0.0.1.
-        rate: Requests per second.
+        starts: (n,) float64, rising: when requests are to start, in seconds.
         bodies: Posted in turn.
         connections: Most requests on their way at a time.
         path: Posted to.
+        tell: Called with the end of every request; None where the counts of `seen` are enough.
     """
 
     def __init__(
-        self, port: int, rate: float, bodies: Sequence[bytes], *, connections: int, path: str = "/score"
+        self,
+        port: int,
+        starts: NDArray[np.float64],
+        bodies: Sequence[bytes],
+        *,
+        connections: int,
+        path: str = "/score",
+        tell: Callable[[Told], None] | None = None,
     ) -> None:
         self._address = ("127.0.0.1", port)
-        self._rate = rate
+        self._starts = starts.tolist()
         self._requests = [_request(path, body) for body in bodies]
+        self._tell = tell
         self._epoll = select.epoll()
         self._by_fd: dict[int, Connection] = {}
         self._idle: deque[Connection] = deque()
-        self._late: deque[float] = deque()
-        self._turn = 0
+        self._late: deque[int] = deque()
+        self._begun = 0.0
         self.seen = Seen()
         for _ in range(connections):
             self._connect()
 
     def run(self, seconds: float) -> Seen:
-        """Post for a while, then wait for what is on its way."""
-        total = int(seconds * self._rate)
-        begun = time.perf_counter() + 0.05
-        sent = 0
+        """Post what is planned, then wait for what is on its way.
+
+        Args:
+            seconds: How long the plan lasts; a few more are given to the last replies.
+        """
+        starts, total, sent = self._starts, len(self._starts), 0
+        self._begun = begun = time.perf_counter() + 0.05
         end = begun + seconds + GRACE_S
         while sent < total or self._late or self._num_busy:
             now = time.perf_counter()
             if now > end:
                 break
-            while sent < total and begun + sent / self._rate <= now:
-                self._post(begun + sent / self._rate)
+            while sent < total and begun + starts[sent] <= now:
+                self._post(sent)
                 sent += 1
-            due = begun + sent / self._rate if sent < total else now + 0.05
+            due = begun + starts[sent] if sent < total else now + 0.05
             self._wait(max(due - time.perf_counter(), 0.0))
+        self._end()
+        return self.seen
+
+    def _end(self) -> None:
+        """Take note of what has no reply, and close everything."""
         self.seen.num_unanswered = self._num_busy + len(self._late)
         for connection in self._by_fd.values():
+            if connection.busy:
+                self._ended(connection.number, connection.sent_s, math.nan, 0, b"")
             connection.sock.close()
+        for number in self._late:
+            self._ended(number, math.nan, math.nan, 0, b"")
         self._epoll.close()
-        return self.seen
+
+    def _ended(self, number: int, sent: float, done: float, status: int, body: bytes) -> None:
+        if self._tell is not None:
+            begun = self._begun
+            self._tell(Told(number, self._starts[number], sent - begun, done - begun, status, body))
 
     @property
     def _num_busy(self) -> int:
@@ -111,15 +160,14 @@ class OpenLoop:
         self._epoll.register(sock.fileno(), select.EPOLLIN)
         self._idle.append(connection)
 
-    def _post(self, intended_s: float) -> None:
+    def _post(self, number: int) -> None:
         if not self._idle:
-            self._late.append(intended_s)
+            self._late.append(number)
             return
         connection = self._idle.popleft()
-        connection.busy = True
-        connection.intended_s, connection.sent_s = intended_s, time.perf_counter()
-        connection.unsent = memoryview(self._requests[self._turn])
-        self._turn = (self._turn + 1) % len(self._requests)
+        connection.busy, connection.number = True, number
+        connection.intended_s, connection.sent_s = self._begun + self._starts[number], time.perf_counter()
+        connection.unsent = memoryview(self._requests[number % len(self._requests)])
         self._send(connection)
 
     def _send(self, connection: Connection) -> None:
@@ -168,10 +216,14 @@ class OpenLoop:
     def _answered(self, connection: Connection) -> None:
         now = time.perf_counter()
         status = int(connection.received[9:12])
-        head = bytes(connection.received[: connection.received.find(b"\r\n\r\n")]).lower()
+        end_of_head = connection.received.find(b"\r\n\r\n")
+        head = bytes(connection.received[:end_of_head]).lower()
         if status == 429 and b"retry-after:" not in head:
             self.seen.no_retry_after += 1
         self.seen.replies.append((status, now - connection.intended_s, now - connection.sent_s))
+        if self._tell is not None:
+            body = bytes(connection.received[end_of_head + 4 :])
+            self._ended(connection.number, connection.sent_s, now, status, body)
         connection.received.clear()
         connection.length, connection.busy = None, False
         if b"connection: close" in head:
@@ -185,6 +237,7 @@ class OpenLoop:
     def _broken(self, connection: Connection) -> None:
         if connection.busy:
             self.seen.num_broken += 1
+            self._ended(connection.number, connection.sent_s, time.perf_counter(), 0, b"")
         else:
             self._idle.remove(connection)
         self._drop(connection)
@@ -247,7 +300,8 @@ def main() -> None:
     bodies = [file.read_bytes() for file in sorted(options.bodies.glob("*.json"))]
     if not bodies:
         raise SystemExit(f"{options.bodies} holds no *.json")
-    loop = OpenLoop(options.port, options.rate, bodies, connections=options.connections)
+    starts = arrivals([Stretch(options.seconds, options.rate, options.rate)], "even", seed=0)
+    loop = OpenLoop(options.port, starts, bodies, connections=options.connections)
     begun = time.process_time()
     seen = loop.run(options.seconds)
     figures = summary(seen, options.seconds) | {"cpu_s": round(time.process_time() - begun, 3)}

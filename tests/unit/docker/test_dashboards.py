@@ -48,6 +48,29 @@ def test_every_query_follows_the_choices_above_the_dashboard(panel, expr):
     assert chosen <= {variable["name"] for variable in board["templating"]["list"]}
 
 
+def test_objectives_on_dashboards_are_those_of_the_file():
+    slo = yaml.safe_load((GRAFANA.parents[1] / "loadtests" / "slo.yaml").read_text())
+    limit_s = slo["latency_ms"]["all"]["p99"] / 1000
+    drawn = {
+        step["value"]
+        for name in ("latency", "arms")
+        for panel in DASHBOARDS[name]["panels"]
+        if panel["title"].startswith(("Time of requests", "Slowest"))
+        for step in panel["fieldConfig"]["defaults"]["thresholds"]["steps"][1:]
+    }
+    assert drawn == {limit_s}
+    within = [expr for panel, expr in QUERIES if panel == "latency: Requests within the objective"]
+    assert all(f'le="{limit_s}"' in expr for expr in within)
+    reds = {
+        panel["title"]: panel["fieldConfig"]["defaults"]["thresholds"]["steps"][-1]["value"]
+        for panel in DASHBOARDS["traffic"]["panels"]
+        if panel["type"] == "stat"
+    }
+    assert reds["Slowest of a hundred"] == limit_s
+    assert reds["Failed"] == pytest.approx(1 - slo["availability"]["min_ratio"])
+    assert reds["Refused for want of room"] == slo["shed"]["max_ratio"]
+
+
 def test_every_metric_is_shown_somewhere():
     """`ctr_deadline_seconds` and the like too: what nobody shows, nobody looks at."""
     shown = set().union(*(names(expr) for _, expr in QUERIES))
