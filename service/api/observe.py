@@ -6,6 +6,7 @@ that answered; slow requests write one line a second at most, which says how man
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from typing import Any
@@ -24,7 +25,10 @@ SLOW_LOG_PAUSE_S = 1.0
 NOTHING_READ = (0,) * len(STATUSES)
 SPAN = "score"
 
-log = get_logger("service.requests")
+LOGGER = "service.requests"
+
+log = get_logger(LOGGER)
+_plain_log = logging.getLogger(LOGGER)
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -153,8 +157,10 @@ class RequestObserver:
             )
         if done_s - began_s >= self._slow_s:
             self._slow(done_s - began_s, facts)
-        tell = log.info if self._sampled() else log.debug
-        tell("refused", **facts, detail=error.detail, took_ms=_ms(done_s - began_s))
+        if self._sampled():
+            log.info("refused", **facts, detail=error.detail, took_ms=_ms(done_s - began_s))
+        elif _plain_log.isEnabledFor(logging.DEBUG):  # refusing has to stay cheap under overload
+            log.debug("refused", **facts, detail=error.detail, took_ms=_ms(done_s - began_s))
 
     def crashed(self, error: BaseException, *, request_id: str, version: str, arm: str) -> None:
         """Tell of an error that nobody foresaw, with its trace; the caller is told nothing of it."""

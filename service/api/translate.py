@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import msgspec
 
@@ -224,11 +224,17 @@ class _Check:
 
     def ids(self, values: Sequence[str | int], path: str, suffix: str | None) -> Sequence[str]:
         """Canonical ids; `suffix` completes the path of a row, None means `values` is no list."""
-        texts = values if set(map(type, values)) == {str} else [str(value) for value in values]
-        if max(map(len, texts)) > self._limits.max_string_length:  # type: ignore[arg-type]
+        limit = self._limits.max_string_length
+        try:
+            texts = cast(Sequence[str], values)
+            num_characters = len("".join(texts))  # the fastest look at all types
+        except TypeError:
+            texts = [str(value) for value in values]
+            num_characters = sum(map(len, texts))
+        if num_characters > limit and max(map(len, texts)) > limit:
             for row, text in enumerate(texts):
-                self.string(str(text), path if suffix is None else f"{path}[{row}]{suffix}")
-        return texts  # type: ignore[return-value]
+                self.string(text, path if suffix is None else f"{path}[{row}]{suffix}")
+        return texts
 
     def features(self, features: Mapping[str, Any], path: str) -> None:
         self._size(len(features), MAX_FEATURES, path)

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,8 +44,7 @@ _STRINGS = {str}
 _NUMBERS = {float, int, type(None)}
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedBlock:
+class EncodedBlock(msgspec.Struct, frozen=True):
     """Encoded rows of one entity.
 
     Attributes:

@@ -22,7 +22,7 @@ from service.contract.encode import EncodedBlock
 from service.contract.manifest import Graph, GraphInput, InputSource
 from service.errors import GraphError, GraphRunError, NotFiniteError, RuntimeMissingError
 from service.scoring.clock import RunClock
-from service.scoring.runtime import onnxruntime
+from service.scoring.runtime import onnxruntime, unchecked_run
 
 Device = Literal["cpu", "cuda"]
 PROVIDERS: Final[dict[Device, str]] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -75,17 +75,21 @@ class Predictor:
         self._path = path
         self._session = _open_session(path, device)
         _check_signature(path, graph, self._session)
+        self._run = unchecked_run(self._session)
         self._outputs = [graph.output]
-        self._inputs: Sequence[tuple[str, Callable[[GraphRows], NDArray[Any]], np.dtype[Any]]] = [
-            (entry.name, attrgetter(entry.source), np.dtype(entry.dtype)) for entry in graph.inputs
-        ]
+        self._names = [entry.name for entry in graph.inputs]
+        self._take: Callable[[GraphRows], Sequence[NDArray[Any]]] = _taker(graph.inputs)
+        self._casts = [(e.name, np.dtype(e.dtype)) for e in graph.inputs if e.dtype != _encoded_as(e.source)]
         self._limits = {} if id_limits is None else {e.name: id_limits.get(e.source) for e in graph.inputs}
         # CUDA sessions are not safe to run from several threads at once.
         self._lock = threading.Lock() if device == "cuda" else None
 
     def inputs(self, rows: GraphRows) -> dict[str, NDArray[Any]]:
         """The graph's inputs by name, cast where the graph asks for another integer width."""
-        return {name: of(rows).astype(dtype, copy=False) for name, of, dtype in self._inputs}
+        inputs = dict(zip(self._names, self._take(rows), strict=True))
+        for name, dtype in self._casts:
+            inputs[name] = inputs[name].astype(dtype, copy=False)
+        return inputs
 
     def score(self, rows: GraphRows) -> NDArray[np.float32]:
         """Calibrated probabilities, (N,) float32.
@@ -110,22 +114,31 @@ class Predictor:
                 _check_ids(name, inputs[name], limits)
         try:
             if self._lock is None:
-                scores: NDArray[np.float32] = self._session.run(self._outputs, inputs)[0]
+                scores: NDArray[np.float32] = self._run(self._outputs, inputs, None)[0]
             else:
                 with self._lock:
-                    scores = self._session.run(self._outputs, inputs)[0]
+                    scores = self._run(self._outputs, inputs, None)[0]
         except Exception as error:
             raise GraphRunError(f"{self._path.name}: {type(error).__name__}: {error}") from error
         if scores.ndim != 1:
             raise GraphRunError(f"{self._path.name}: output must be (N,), got {scores.shape}")
         if not math.isfinite(scores.sum(dtype=np.float64)):
-            row = _first_odd(scores)
+            row = int(np.flatnonzero(~np.isfinite(scores))[0])
             raise NotFiniteError(f"{self._path.name}: row {row} has no finite score", row=row)
         return scores
 
 
-def _first_odd(scores: NDArray[np.float32]) -> int:
-    return int(np.flatnonzero(~np.isfinite(scores))[0])
+def _encoded_as(source: InputSource) -> str:
+    """Name of the dtype in which rows hold what a source names."""
+    if source.endswith(".floats"):
+        return "float32"
+    return "int32" if source.endswith(".ints") else "int64"
+
+
+def _taker(inputs: Sequence[GraphInput]) -> Callable[[GraphRows], Sequence[NDArray[Any]]]:
+    """Picks the arrays of all inputs, in order."""
+    pick: Callable[[GraphRows], Any] = attrgetter(*(entry.source for entry in inputs))
+    return pick if len(inputs) > 1 else lambda rows: (pick(rows),)
 
 
 def _open_session(path: Path, device: Device) -> Any:
