@@ -29,7 +29,8 @@ from loadtests.slo import OK, SLO_FILE, SloError, Verdict, check, percentile, re
 PERCENTS = (50, 90, 99)
 MAX_BINS = 120
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #223; margin: 2rem auto; max-width: 66rem; padding: 0 1rem }
+body { font: 15px/1.5 system-ui, sans-serif; color: #223; margin: 2rem auto; padding: 0 1rem }
+body { max-width: 66rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums } th { text-align: left }
 th, td { padding: .15rem .9rem .15rem 0; border-bottom: 1px solid #dde } td.kept { color: #176b3a }
 td.broken { color: #b3261e; font-weight: 600 } img { width: 100% } pre { background: #f4f5f9; padding: .8rem }
@@ -53,7 +54,8 @@ def over_time(run: Run) -> str:
     _draw_latencies(above, edges, middles, [call for call in calls if call.status == OK])
     _draw_rates(below, edges, middles, calls)
     above.set_ylabel("latency, ms")
-    above.set_yscale("log")
+    if any(call.status == OK for call in calls):
+        above.set_yscale("log")
     below.set_ylabel("requests per second")
     below.set_xlabel("intended start, s since the run began")
     for axes in (above, below):
@@ -102,8 +104,9 @@ def distribution(run: Run) -> str:
         own = [call.latency_ms for call in run.calls if call.status == OK and call.profile == profile]
         times = np.sort([ms for ms in own if ms is not None])
         axes.step(times, 1 - np.arange(len(times)) / max(len(times), 1), label=profile)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    if any(call.status == OK for call in run.calls):
+        axes.set_xscale("log")
+        axes.set_yscale("log")
     axes.set_xlabel("latency, ms")
     axes.set_ylabel("share that took longer")
     axes.grid(alpha=0.25)

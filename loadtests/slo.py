@@ -179,10 +179,11 @@ def _latencies(good: Sequence[Call], limits: dict[str, Percentiles]) -> list[Ver
     for profile, bounds in limits.items():
         own = [call.latency_ms for call in good if profile in (ALL, call.profile)]
         for name, limit in (("p50", bounds.p50), ("p99", bounds.p99)):
-            value = percentile([ms for ms in own if ms is not None], float(name[1:]))
-            verdicts.append(
-                Verdict(f"latency_ms.{profile}.{name}", value, limit, "less", f"{len(own)} replies")
-            )
+            percent = float(name[1:])
+            enough = len(own) >= 100 / (100 - percent)
+            value = percentile([ms for ms in own if ms is not None], percent) if enough else None
+            note = f"{len(own)} replies" + ("" if enough else ": too few to judge")
+            verdicts.append(Verdict(f"latency_ms.{profile}.{name}", value, limit, "less", note))
     return verdicts
 
 
@@ -228,7 +229,10 @@ def check(folder: Path, objectives: Objectives) -> tuple[Run, list[Verdict]]:
 
 def show(console: Console, title: str, verdicts: Sequence[Verdict]) -> None:
     """Print a run's verdicts as a table."""
-    table = Table("objective", "measured", "limit", "", "", title=title)
+    table = Table(title=title)
+    for name in ("objective", "measured", "limit", ""):
+        table.add_column(name, no_wrap=True)
+    table.add_column("")
     marks = {True: "[green]kept[/green]", False: "[red]not kept[/red]", None: "not judged"}
     for verdict in verdicts:
         sign = ">=" if verdict.better == "more" else "<="
