@@ -11,16 +11,17 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 
 from service.api.auth import Tokens
-from service.api.feedback import FEEDBACK_PATH, FeedbackEndpoint
+from service.api.feedback import FEEDBACK_PATH, FeedbackHandler
+from service.api.frame import Frame, Handler
 from service.api.health import health_router, v2_health_router
-from service.api.inference import InferEndpoint, is_infer
+from service.api.inference import InferHandler, is_infer
 from service.api.info import info_router
 from service.api.middleware import REQUEST_ID, App, Message, ProblemMiddleware
 from service.api.model import model_router
 from service.api.observe import RequestObserver
 from service.api.openapi import complete
 from service.api.respond import PROBLEM, problem_body, problem_headers
-from service.api.score import PATH, ScoreEndpoint
+from service.api.score import PATH, ScoreHandler
 from service.api.translate import Limits
 from service.api.warm import warm
 from service.bundles.pool import BundlePool
@@ -50,9 +51,9 @@ class Application:
 
     def __init__(
         self,
-        score: ScoreEndpoint,
-        infer: InferEndpoint,
-        feedback: FeedbackEndpoint,
+        score: Frame,
+        infer: Frame,
+        feedback: Frame,
         control: App,
         serving: Serving,
     ) -> None:
@@ -119,36 +120,30 @@ def create_app(settings: Settings) -> Application:
         slow_request_ms=settings.slow_request_ms,
         tracer=tracer,
     )
-    score = ScoreEndpoint(
+    max_body_bytes = settings.max_body_bytes
+    score = ScoreHandler(
         serving,
         limits=limits,
         admission=admission,
-        deadline_ms=settings.deadline_ms,
-        max_body_bytes=settings.max_body_bytes,
+        max_body_bytes=max_body_bytes,
         observer=observer,
         exposures=events.exposures,
-        tokens=tokens,
+        may_explain=tokens is not None,
     )
-    infer = InferEndpoint(
-        serving,
-        runner,
-        limits=limits,
-        admission=admission,
-        deadline_ms=settings.deadline_ms,
-        max_body_bytes=settings.max_body_bytes,
-        tokens=tokens,
-    )
-    feedback = FeedbackEndpoint(
-        serving,
-        events,
-        limits=limits,
-        admission=Admission(settings.max_inflight),
-        deadline_ms=settings.deadline_ms,
-        max_body_bytes=settings.max_body_bytes,
-        tokens=tokens,
-    )
+    infer = InferHandler(serving, runner, limits=limits, max_body_bytes=max_body_bytes)
+    feedback = FeedbackHandler(serving, events, limits=limits, max_body_bytes=max_body_bytes)
+
+    def framed(handler: Handler, admission: Admission) -> Frame:
+        return Frame(handler, serving, admission=admission, deadline_ms=settings.deadline_ms, tokens=tokens)
+
     control = ProblemMiddleware(_control_app(serving, features, events, tracer), serving)
-    return Application(score, infer, feedback, control, serving)
+    return Application(
+        framed(score, admission),
+        framed(infer, admission),
+        framed(feedback, Admission(settings.max_inflight)),
+        control,
+        serving,
+    )
 
 
 def make_pool(settings: Settings, features: FeatureSources, metrics: Metrics) -> BundlePool:

@@ -1,4 +1,4 @@
-"""`POST /feedback` as a plain ASGI callable: what came of scored items, acknowledged once it is on disk.
+"""`POST /feedback`: what came of scored items, acknowledged once it is on disk.
 
 Needs no bundle: it is taken while one loads and while the process drains. Invariant: 202 means that a crash
 cannot take the outcomes back; any other answer means that the caller should send them again or give up, and
@@ -9,23 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
-from service.api.auth import Tokens, check_token
-from service.api.body import Receive, check_headers, read_body, shorten_deadline
-from service.api.respond import INTERNAL_DETAIL, Send, request_id_of, send_problem, send_reply
+from service.api.frame import Call
+from service.api.respond import send_reply
 from service.api.schemas import Id
 from service.api.translate import Limits, decode_as
 from service.contract.events import FeedbackRecord, Outcome
 from service.errors import (
-    BodyTooLarge,
-    InternalError,
     InvalidRequest,
-    MethodNotAllowed,
     NoItems,
     NotFound,
     ServiceError,
@@ -33,7 +28,6 @@ from service.errors import (
     TooManyItems,
 )
 from service.events import EventLogs
-from service.scoring.admission import Admission, CallerGone, Deadline
 from service.serving import Serving
 from service.telemetry.exposure import FeedbackLog
 from service.telemetry.log import get_logger
@@ -74,69 +68,34 @@ _decode = msgspec.json.Decoder(FeedbackRequest).decode
 _encode = msgspec.json.Encoder().encode
 
 
-class FeedbackEndpoint:
-    """The endpoint.
+class FeedbackHandler:
+    """Answers `/feedback` within a frame.
 
     Args:
         serving: Says whether the process drains.
         events: Where feedback goes.
         limits: Of one request.
-        admission: Slots in flight.
-        deadline_ms: Time of one request, the wait for the disk included.
         max_body_bytes: Largest body.
-        tokens: One of which every request needs; None where it is open.
     """
 
-    def __init__(
-        self,
-        serving: Serving,
-        events: EventLogs,
-        *,
-        limits: Limits,
-        admission: Admission,
-        deadline_ms: int,
-        max_body_bytes: int,
-        tokens: Tokens | None = None,
-    ) -> None:
+    def __init__(self, serving: Serving, events: EventLogs, *, limits: Limits, max_body_bytes: int) -> None:
         self._serving = serving
         self._events = events
         self._limits = limits
-        self._admission = admission
-        self._deadline_ms = deadline_ms
         self._max_body_bytes = max_body_bytes
-        self._tokens = tokens
 
-    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        deadline = Deadline(self._deadline_ms)
-        request_id = request_id_of(scope["headers"])
-        try:
-            if self._tokens is not None:
-                check_token(self._tokens, scope["headers"])
-            kept_by = self._log(scope["method"])
-            with self._admission:
-                await self._answer(kept_by, scope, receive, send, deadline)
-        except CallerGone:
-            return
-        except ServiceError as error:
-            await self._refuse(send, error, request_id)
-        except Exception:
-            log.exception("feedback_failed", request_id=request_id)
-            await self._refuse(send, InternalError(INTERNAL_DETAIL), request_id)
+    def check(self, call: Call) -> None:  # noqa: ARG002 - of the protocol
+        """Refuse where no feedback is kept.
 
-    def _log(self, method: str) -> FeedbackLog:
-        if method != "POST":
-            raise MethodNotAllowed(f"{FEEDBACK_PATH} takes POST, not {method}")
-        if self._events.feedback is None:
-            raise NotFound("this service keeps no feedback; CTR_FEEDBACK_DIR names a folder for it")
-        return self._events.feedback
+        Raises:
+            NotFound: That is so.
+        """
+        self._log()
 
-    async def _answer(
-        self, kept_by: FeedbackLog, scope: Mapping[str, Any], receive: Receive, send: Send, deadline: Deadline
-    ) -> None:
-        declared = check_headers(scope["headers"])
-        shorten_deadline(scope["headers"], deadline)
-        body = await read_body(receive, declared, max_bytes=self._max_body_bytes, deadline=deadline)
+    async def answer(self, call: Call) -> None:
+        """Keep what came of one request; the wait for the disk counts against its time."""
+        kept_by, deadline = self._log(), call.deadline
+        body = await call.body(call.check_head(), max_bytes=self._max_body_bytes)
         request = decode_as(_decode, body)
         record = to_record(request, self._limits, now_ms=time.time_ns() // 1_000_000)
         line = _encode(record) + b"\n"
@@ -147,14 +106,24 @@ class FeedbackEndpoint:
             raise deadline.exceeded("feedback") from None
         self._events.metrics.accepted(len(record.items), sum(item.click for item in record.items))
         reply = _encode(FeedbackReply(record.request_id, len(record.items)))
-        await send_reply(send, 202, reply, record.request_id, close=self._serving.draining)
+        await send_reply(call.send, 202, reply, record.request_id, close=self._serving.draining)
 
-    async def _refuse(self, send: Send, error: ServiceError, request_id: str) -> None:
+    def refused(self, call: Call, error: ServiceError) -> None:
+        """Count and log a problem document."""
         self._events.metrics.refused(error.status)
-        log.debug("feedback_refused", request_id=request_id, code=error.code, detail=error.detail)
-        close = self._serving.draining or isinstance(error, BodyTooLarge)
-        extra = [(b"allow", b"POST")] if isinstance(error, MethodNotAllowed) else []
-        await send_problem(send, error, request_id, close=close, extra=extra)
+        log.debug("feedback_refused", request_id=call.request_id, code=error.code, detail=error.detail)
+
+    def crashed(self, call: Call, error: Exception) -> None:
+        """Log an error that nobody foresaw."""
+        log.error("feedback_failed", request_id=call.request_id, exc_info=error)
+
+    def left(self) -> None:
+        """A caller that left sends again."""
+
+    def _log(self) -> FeedbackLog:
+        if self._events.feedback is None:
+            raise NotFound("this service keeps no feedback; CTR_FEEDBACK_DIR names a folder for it")
+        return self._events.feedback
 
 
 def to_record(request: FeedbackRequest, limits: Limits, *, now_ms: int) -> FeedbackRecord:
@@ -207,4 +176,4 @@ def _check_time(time_ms: int, path: str, now_ms: int) -> None:
         )
 
 
-__all__ = ["FEEDBACK_PATH", "FeedbackEndpoint", "FeedbackReply", "FeedbackRequest", "to_record"]
+__all__ = ["FEEDBACK_PATH", "FeedbackHandler", "FeedbackReply", "FeedbackRequest", "to_record"]

@@ -1,8 +1,8 @@
 """`POST /v2/models/{name}/infer`: raw tensors of a graph in, its output out (Open Inference Protocol v2).
 
-For callers that encode rows themselves. A plain ASGI callable like `/score`, whose admission and deadline it
-shares; it sees no features, routing or exposures. Invariant: nothing reaches a graph that could read outside
-of its tables: every id, domain and request index is checked against the schema first.
+For callers that encode rows themselves. Stands in a frame like `/score`, whose admission it shares; it sees
+no features, routing or exposures. Invariant: nothing reaches a graph that could read outside of its tables:
+every id, domain and request index is checked against the schema first.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.api.auth import Tokens, check_token
-from service.api.body import Receive, caller_gone, check_headers, read_body, shorten_deadline
-from service.api.respond import INTERNAL_DETAIL, JSON, Send, request_id_of, send_problem, send_reply
+from service.api.frame import Call
+from service.api.respond import JSON, send_reply
 from service.api.served import find_bundle
 from service.api.tensors import (
     BINARY_SIZE,
@@ -38,17 +37,13 @@ from service.contract.encode import EncodedBlock
 from service.contract.manifest import Graph, GraphInput, InputSource
 from service.contract.schema import Entity
 from service.errors import (
-    BodyTooLarge,
-    InternalError,
     InvalidRequest,
-    MethodNotAllowed,
     NotFiniteError,
     NotFound,
     ServiceError,
     TooLong,
 )
 from service.features.ids import id_limits
-from service.scoring.admission import Admission, CallerGone, Deadline
 from service.scoring.predictor import GraphRows
 from service.scoring.runner import Runner
 from service.serving import Serving
@@ -64,69 +59,35 @@ OCTETS: Final = b"application/octet-stream"
 log = get_logger(__name__)
 
 
-class InferEndpoint:
-    """The endpoint.
+class InferHandler:
+    """Answers infer within a frame.
 
     Args:
         serving: What this process can do.
         runner: Where graphs run.
         limits: Of one request; `max_items` bounds rows.
-        admission: Slots in flight, shared with `/score`.
-        deadline_ms: Time of one request.
         max_body_bytes: Largest body.
-        tokens: One of which every request needs; None where it is open.
     """
 
-    def __init__(
-        self,
-        serving: Serving,
-        runner: Runner,
-        *,
-        limits: Limits,
-        admission: Admission,
-        deadline_ms: int,
-        max_body_bytes: int,
-        tokens: Tokens | None = None,
-    ) -> None:
+    def __init__(self, serving: Serving, runner: Runner, *, limits: Limits, max_body_bytes: int) -> None:
         self._serving = serving
         self._runner = runner
         self._limits = limits
-        self._admission = admission
-        self._deadline_ms = deadline_ms
         self._max_body_bytes = max_body_bytes
-        self._tokens = tokens
 
-    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        deadline = Deadline(self._deadline_ms)
-        request_id = request_id_of(scope["headers"])
-        try:
-            _check_method(scope["method"])
-            if self._tokens is not None:
-                check_token(self._tokens, scope["headers"])
-            with self._admission:
-                await self._answer(scope, receive, send, deadline, request_id)
-        except CallerGone:
-            self._serving.metrics.infer.disconnected(self._version)
-        except ServiceError as error:
-            await self._refuse(send, error, request_id, scope["path"])
-        except Exception:
-            log.exception("infer_failed", request_id=request_id, version=self._version, arm=NO_ARM)
-            await self._refuse(send, InternalError(INTERNAL_DETAIL), request_id, scope["path"])
+    def check(self, call: Call) -> None:
+        """Any head will do."""
 
-    async def _answer(
-        self, scope: Mapping[str, Any], receive: Receive, send: Send, deadline: Deadline, request_id: str
-    ) -> None:
-        match = _PATH.match(scope["path"])
+    async def answer(self, call: Call) -> None:
+        """Run one graph on tensors."""
+        match = _PATH.match(call.path)
         if match is None:
             raise NotFound("infer is at /v2/models/NAME/infer and /v2/models/NAME/versions/VERSION/infer")
         find_bundle(self._serving, match["name"], match["version"])
-        declared = check_headers(scope["headers"], json_only=False)
-        shorten_deadline(scope["headers"], deadline)
-        body = await read_body(receive, declared, max_bytes=self._max_body_bytes, deadline=deadline)
-        deadline.watch(caller_gone(receive))
+        declared = call.check_head(json_only=False)
+        body = await call.body(declared, max_bytes=self._max_body_bytes)
         loaded = find_bundle(self._serving, match["name"], match["version"])  # may have changed meanwhile
-        text, binary = split_body(scope["headers"], body)
+        text, binary = split_body(call.headers, body)
         request = decode_as(decode_infer, text)
         if len(request.id) > self._limits.max_string_length:
             raise TooLong(
@@ -144,7 +105,7 @@ class InferEndpoint:
         rows = make_rows(loaded, key, tensors)
         try:
             with loaded.leases:
-                scores = await self._runner.run(loaded.predictors[key], rows, deadline)
+                scores = await self._runner.run(loaded.predictors[key], rows, call.deadline)
         except NotFiniteError as error:
             raise InvalidRequest(
                 f"graph '{key}' gives no finite number for row {error.row} of these inputs", field="$.inputs"
@@ -152,33 +113,41 @@ class InferEndpoint:
         head, tail = encode_reply(loaded, key, request.id, scores, binary=binary_output)
         extra = [(LENGTH_HEADER, b"%d" % len(head))] if binary_output else []
         await send_reply(
-            send,
+            call.send,
             200,
             head + tail,
-            request_id,
+            call.request_id,
             media_type=OCTETS if binary_output else JSON,
             close=self._serving.draining,
             extra=extra,
         )
-        self._serving.metrics.infer.answered(loaded.version, time.perf_counter() - deadline.started_s)
+        self._serving.metrics.infer.answered(loaded.version, time.perf_counter() - call.deadline.started_s)
 
-    @property
-    def _version(self) -> str:
-        return self._serving.version or NO_VERSION
-
-    async def _refuse(self, send: Send, error: ServiceError, request_id: str, path: str) -> None:
+    def refused(self, call: Call, error: ServiceError) -> None:
+        """Count and log a problem document."""
         self._serving.metrics.infer.refused(self._version, error.status)
         log.debug(
             "infer_refused",
-            request_id=request_id,
+            request_id=call.request_id,
             version=self._version,
             arm=NO_ARM,
             code=error.code,
             detail=error.detail,
         )
-        close = self._serving.draining or isinstance(error, BodyTooLarge)
-        extra = [(b"allow", b"POST")] if isinstance(error, MethodNotAllowed) else []
-        await send_problem(send, error, request_id, close=close, extra=extra, path=path)
+
+    def crashed(self, call: Call, error: Exception) -> None:
+        """Log an error that nobody foresaw."""
+        log.error(
+            "infer_failed", request_id=call.request_id, version=self._version, arm=NO_ARM, exc_info=error
+        )
+
+    def left(self) -> None:
+        """Count a caller that left."""
+        self._serving.metrics.infer.disconnected(self._version)
+
+    @property
+    def _version(self) -> str:
+        return self._serving.version or NO_VERSION
 
 
 def is_infer(path: str) -> bool:
@@ -346,13 +315,8 @@ def encode_reply(
     return encode_infer(reply), tail
 
 
-def _check_method(method: str) -> None:
-    if method != "POST":
-        raise MethodNotAllowed(f"infer takes POST, not {method}")
-
-
 def _shown(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers[:10])) + (", ..." if len(numbers) > 10 else "")
 
 
-__all__ = ["InferEndpoint", "chosen_graph", "encode_reply", "is_infer", "make_rows", "wanted_output"]
+__all__ = ["InferHandler", "chosen_graph", "encode_reply", "is_infer", "make_rows", "wanted_output"]

@@ -432,7 +432,7 @@ def test_other_methods_and_paths_are_refused(app_small):
     assert problem("/v2/models/small/infer", "GET") == (
         405,
         "method_not_allowed",
-        "infer takes POST, not GET",
+        "/v2/models/small/infer takes POST, not GET",
     )
     assert problem("/v2/models/a/b/infer")[:2] == (404, "not_found")
     assert problem("/v2/models/small/versions/x/ready", "GET")[:2] == (404, "unknown_model")
