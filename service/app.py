@@ -56,12 +56,14 @@ class Application:
         feedback: Frame,
         control: App,
         serving: Serving,
+        events: EventLogs,
     ) -> None:
         self._score = score
         self._infer = infer
         self._feedback = feedback
         self._control = control
         self.serving = serving
+        self.events = events
 
     async def __call__(
         self,
@@ -143,6 +145,7 @@ def create_app(settings: Settings) -> Application:
         framed(feedback, Admission(settings.max_inflight)),
         control,
         serving,
+        events,
     )
 
 

@@ -63,7 +63,7 @@ def with_app(settings, use):
 
     async def whole():
         app = create_app(settings)
-        logs = app._feedback._events
+        logs = app.events
         await logs.start()
         await app.serving.load()
         try:
@@ -111,7 +111,7 @@ def test_a_full_disk_still_scores_and_refuses_feedback(small, tmp_path, monkeypa
 def test_feedback_is_taken_before_a_bundle_is_there(small, tmp_path):
     async def whole():
         app = create_app(Settings(store=small.store, feedback_dir=tmp_path))
-        logs = app._feedback._events
+        logs = app.events
         await logs.start()
         answer = await post(app, "/feedback", FEEDBACK)
         await logs.close()
