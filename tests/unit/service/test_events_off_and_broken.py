@@ -77,7 +77,7 @@ def with_app(settings, use):
 
 def test_off_by_default(small):
     async def use(app, logs):
-        assert (logs.exposures, logs.feedback, app._score._exposures) == (None, None, None)
+        assert (logs.exposures, logs.feedback, app.events.exposures) == (None, None, None)
         return await post(app, "/score", SCORE), await post(app, "/feedback", FEEDBACK)
 
     scored, (status, problem) = with_app(Settings(store=small.store), use)
