@@ -18,12 +18,10 @@ from typing import Any
 import yaml
 
 from tests.deploy.engine import CommandError, run
-from tests.deploy.kube_render import Object, for_one_twenty, render
+from tests.deploy.kube_render import Object, for_one_twenty, is_known, render
 
 POLL_S = 0.5
 LIBRARY = "docker.io/library/"
-# The autoscaler's and the operators' kinds that overlays use, of which a bare cluster knows nothing.
-CRDS = (("servicemonitors", "ServiceMonitor"), ("prometheusrules", "PrometheusRule"))
 
 
 class WaitError(AssertionError):
@@ -57,14 +55,15 @@ class Cluster:
         return done.stdout
 
     def apply(self, objects: Iterable[Object]) -> None:
-        """Apply objects, in versions that this cluster knows."""
-        self("apply", "-f", "-", stdin=yaml.safe_dump_all([for_one_twenty(item) for item in objects]))
+        """Apply objects that this cluster knows, in versions that it knows."""
+        known = [for_one_twenty(item) for item in objects if is_known(item)]
+        self("apply", "-f", "-", stdin=yaml.safe_dump_all(known))
 
     def apply_folder(self, folder: Path) -> list[Object]:
-        """Render a kustomization and apply it, namespaces first; returns what was rendered."""
+        """Render a kustomization and apply it, namespaces first; returns what was applied."""
         objects = sorted(render(self.kubectl, folder), key=lambda item: item["kind"] != "Namespace")
         self.apply(objects)
-        return objects
+        return [item for item in objects if is_known(item)]
 
     def get(self, namespace: str, kind: str, name: str) -> Object:
         """One object."""
@@ -91,7 +90,7 @@ class Cluster:
         pods = self("get", "pods", "-A", "-o", "wide", check=False)
         raise WaitError(f"{what}: not within {timeout_s:g} s\n{pods}\n{self.events()}")
 
-    def rolled_out(self, namespace: str, deployment: str, *, timeout_s: float = 120) -> None:
+    def rolled_out(self, namespace: str, deployment: str, *, timeout_s: float = 300) -> None:
         """Wait until a deployment's newest version is all there is and ready.
 
         Raises:
@@ -129,11 +128,11 @@ class Cluster:
 
     def load(self, *images: str) -> None:
         """Take images over from the Docker engine."""
-        run(["bash", self.script, "load", *images], env=self.env, timeout_s=300)
+        run(["bash", self.script, "load", *images], env=self.env, timeout_s=600)
 
     def tag(self, image: str, other: str) -> None:
         """Give an image that was loaded another name."""
-        ctr = ["ctr", "-a", str(self.work / "ctrd" / "s.sock"), "-n", "k8s.io", "images", "tag"]
+        ctr = ["ctr", "-a", str(self.work / "ctrd" / "s.sock"), "-n", "k8s.io", "images", "tag", "--force"]
         run([*ctr, LIBRARY + image, LIBRARY + other], env=self.env)
 
     def names(self) -> None:
@@ -141,29 +140,31 @@ class Cluster:
         run(["bash", self.script, "dns"], env=self.env)
 
 
-def up(kit: Path, work: Path, programs: Path, kubectl: Path, env: dict[str, str]) -> Cluster:
-    """Start a cluster; it knows the kinds of the Prometheus operator by name.
+def cluster_of(kit: Path, work: Path, programs: Path, kubectl: Path, env: dict[str, str]) -> Cluster:
+    """The cluster of a work folder, whether it runs yet or not.
 
     Args:
         kit: Folder of kube.sh.
-        work: An empty folder.
+        work: Its folder.
         programs: Folder of the server programs.
         kubectl: The program.
         env: In which docker reaches the engine.
     """
     path = f"{kubectl.parent}{os.pathsep}{env.get('PATH', '')}"
     whole = {**env, "KW": str(work), "KB": str(programs), "PATH": path}
-    log = work.with_suffix(".log")
+    return Cluster(work, kubectl, kit / "kube.sh", whole)
+
+
+def up(cluster: Cluster) -> None:
+    """Start a cluster."""
+    log = cluster.work.with_suffix(".log")
     # To a file: what stays behind would hold a pipe open for ever.
     with log.open("w") as out:
-        done = subprocess.run(
-            ["bash", str(kit / "kube.sh"), "up"], stdout=out, stderr=out, env=whole, timeout=240
-        )
-    cluster = Cluster(work, kubectl, kit / "kube.sh", whole)
+        command = ["bash", str(cluster.script), "up"]
+        done = subprocess.run(command, stdout=out, stderr=out, env=cluster.env, timeout=240)
     if done.returncode or " Ready " not in cluster("get", "nodes", check=False):
         raise CommandError(f"kube.sh up: {log.read_text()[-3000:]}")
-    cluster.apply(_crd(*names) for names in CRDS)
-    return cluster
+    log.unlink()
 
 
 def down(cluster: Cluster) -> None:
@@ -197,20 +198,5 @@ def door(namespace: str, app: str, target: int) -> Object:
             "type": "NodePort",
             "selector": {"app.kubernetes.io/name": app},
             "ports": [{"port": 80, "targetPort": target}],
-        },
-    }
-
-
-def _crd(plural: str, kind: str) -> Object:
-    schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
-    return {
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{plural}.monitoring.coreos.com"},
-        "spec": {
-            "group": "monitoring.coreos.com",
-            "names": {"plural": plural, "kind": kind},
-            "scope": "Namespaced",
-            "versions": [{"name": "v1", "served": True, "storage": True, "schema": schema}],
         },
     }

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,12 +52,14 @@ class Site:
         cluster: The cluster.
         folder: For overlays of the tests and folders behind volumes.
         bundle: What serves at first.
+        training: Done when the cluster has the image of jobs.
         objects: As applied last, by kind and name.
     """
 
     cluster: Cluster
     folder: Path
     bundle: SmallBundle
+    training: Future[None]
     objects: dict[tuple[str, str], Object] = field(default_factory=dict)
     port: int = 0
 
@@ -102,7 +105,11 @@ def site(
     figures: Figures,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Site]:
-    """A cluster with both images and volumes, and nothing deployed."""
+    """A cluster with the images and nothing deployed.
+
+    While working on these tests, `DEPLOY_CLUSTER` may name the work folder of a cluster that runs already, has both
+    images and nothing deployed; it is left running.
+    """
     if not (kit / "kube.sh").is_file():
         pytest.skip(f"skipped for want of a kit: {kit} (DEPLOY_KIT) holds no kube.sh")
     try:
@@ -113,20 +120,23 @@ def site(
         pytest.skip(f"skipped for want of a tool: {missing}")
     folder = tmp_path_factory.mktemp("kube")
     bundle = build_bundle(_shared(folder / "models"))
-    work = Path(tempfile.mkdtemp(prefix="kube-"))  # short: it holds sockets
-    begun = time.monotonic()
-    cluster = Cluster(work, kubectl, kit / "kube.sh", {**engine.env, "KW": str(work), "KB": str(programs)})
+    running = os.environ.get("DEPLOY_CLUSTER", "")
+    work = Path(running or tempfile.mkdtemp(prefix="kube-"))  # short: it holds sockets
+    cluster = kube_cluster.cluster_of(kit, work, programs, kubectl, engine.env)
     try:
-        cluster = kube_cluster.up(kit, work, programs, kubectl, engine.env)
-        up_s = time.monotonic() - begun
-        cluster.load(images.service, images.training)
-        figures.add(
-            "kube_start_s", {"up": round(up_s, 1), "images": round(time.monotonic() - begun - up_s, 1)}
-        )
-        yield Site(cluster, folder, bundle)
+        if not running:
+            begun = time.monotonic()
+            kube_cluster.up(cluster)
+            cluster.load(images.service)
+            figures.add("kube_start_s", round(time.monotonic() - begun, 1))
+        with ThreadPoolExecutor() as pool:
+            # Large, and not needed at first.
+            training = pool.submit(lambda: None if running else cluster.load(images.training))
+            yield Site(cluster, folder, bundle, training)
     finally:
-        kube_cluster.down(cluster)
-        shutil.rmtree(work, ignore_errors=True)
+        if not running:
+            kube_cluster.down(cluster)
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def test_the_cpu_overlay_serves(site, figures):
@@ -143,7 +153,7 @@ def test_the_cpu_overlay_serves(site, figures):
     )
     cluster.rolled_out(SPACE, APP)
     site.port = cluster.get(SPACE, "service", f"{APP}-door")["spec"]["ports"][0]["nodePort"]
-    cluster.wait("two replicas", lambda: len(site.images_of_ready_pods()) == 2, timeout_s=60)
+    cluster.wait("two replicas", lambda: len(site.images_of_ready_pods()) == 2, timeout_s=120)
     figures.add("kube_first_ready_s", round(time.monotonic() - begun, 1))
 
     reply = site.score(BODY)
@@ -155,8 +165,8 @@ def test_the_cpu_overlay_serves(site, figures):
         reply.json()["scores"], site.bundle.expected_stored("sport", 3, list(range(20))), atol=1e-5
     )
     assert refused.status_code == 401
-    stored = {kind for kind, _ in site.objects}
-    assert stored >= {"ServiceMonitor", "PrometheusRule", "NetworkPolicy", "PodDisruptionBudget"}
+    kinds = {kind for kind, _ in site.objects}
+    assert kinds >= {"NetworkPolicy", "PodDisruptionBudget", "HorizontalPodAutoscaler"}
     for kind, name in site.objects:
         cluster.get(SPACE, kind, name)
     pod = cluster.pods(SPACE, APP)[0]
@@ -176,7 +186,7 @@ def test_a_new_version_rolls_out_with_no_failed_request(site, figures):
         site.cluster.wait(
             "the pods before to be gone",
             lambda: not before & {pod["metadata"]["name"] for pod in site.cluster.pods(SPACE, APP)},
-            timeout_s=60,
+            timeout_s=180,
         )
     figures.add("kube_rollout", {**load.tally.figures(), "seconds": round(rolled_s, 1)})
     assert load.tally.failed == {}
@@ -192,12 +202,12 @@ def test_a_bad_version_stalls_and_is_undone_with_no_failed_request(site, figures
     with site.load() as load:
         routing = "version: 1\nexperiments: [{name: nowhere, bundle: not-there}]\n"
         site.apply("bad", **_next_version(routing=routing))
-        bad = cluster.wait("the check to refuse", lambda: _refused_by_check(cluster), timeout_s=60)
+        bad = cluster.wait("the check to refuse", lambda: _refused_by_check(cluster), timeout_s=120)
         said = cluster("-n", SPACE, "logs", bad, "-c", "check", check=False)
         assert "experiments" in said, said
 
         site.apply("deaf", **_next_version(patches=[{"patch": json.dumps(_deaf())}]))
-        cluster.wait("a pod that runs and is not ready", lambda: _runs_unready(cluster), timeout_s=60)
+        cluster.wait("a pod that runs and is not ready", lambda: _runs_unready(cluster), timeout_s=120)
         assert site.images_of_ready_pods() == good
 
         cluster("-n", SPACE, "rollout", "undo", f"deployment/{APP}", "--to-revision=2")
@@ -214,10 +224,10 @@ def test_the_autoscaler_adds_pods_under_load(site, figures):
         site.cluster.wait(
             "more than two replicas",
             lambda: site.cluster.get(SPACE, "deployment", APP)["spec"]["replicas"] > 2,
-            timeout_s=120,
+            timeout_s=180,
         )
         decided_s = time.monotonic() - begun
-        site.cluster.wait("they serve", lambda: len(site.images_of_ready_pods()) > 2, timeout_s=90)
+        site.cluster.wait("they serve", lambda: len(site.images_of_ready_pods()) > 2, timeout_s=180)
     ready = len(site.images_of_ready_pods())
     scaled = {"decided_s": round(decided_s, 1), "served_s": round(time.monotonic() - begun, 1)}
     figures.add("kube_autoscaler", {**load.tally.figures(), **scaled, "from": 2, "to": ready})
@@ -243,17 +253,18 @@ def test_a_retrained_model_is_published_as_canary_and_promoted(site, figures):
     _own(data)
     runs = _shared(site.folder / "runs")
     cluster.apply([volume(SPACE, "ctr-data", data), volume(SPACE, "ctr-runs", runs)])
+    site.training.result()
     begun = time.monotonic()
     cluster.apply_folder(write_overlay(site.folder / "retrain", "jobs/retrain", patches=[_small_job()]))
     cluster("-n", SPACE, "create", "job", "--from=cronjob/ctr-retrain", "retrain-now")
-    cluster.job_done(SPACE, "retrain-now", timeout_s=240)
+    cluster.job_done(SPACE, "retrain-now", timeout_s=420)
     trained_s = time.monotonic() - begun
     aliases = json.loads((site.folder / "models" / "aliases.json").read_text())
     assert aliases["stable"] == site.bundle.bundle.bundle_id
     assert aliases["canary"] != aliases["stable"]
 
     cluster.apply_folder(K8S / "jobs" / "promote")
-    cluster.job_done(SPACE, "ctr-promote", timeout_s=90)
+    cluster.job_done(SPACE, "ctr-promote", timeout_s=180)
     body = {"domain": "d00", "user": {"id": "u1"}, "items": [{"id": "i1"}]}
 
     def answered_by_canary() -> bool:
@@ -263,7 +274,7 @@ def test_a_retrained_model_is_published_as_canary_and_promoted(site, figures):
             for reply in replies
         )
 
-    cluster.wait("the promoted bundle to serve", answered_by_canary, timeout_s=60)
+    cluster.wait("the promoted bundle to serve", answered_by_canary, timeout_s=120)
     whole_s = time.monotonic() - begun
     figures.add("kube_retrain_s", {"to_canary": round(trained_s, 1), "to_serving": round(whole_s, 1)})
 
@@ -273,10 +284,11 @@ def test_the_dev_overlay_needs_nothing_before(site, figures):
     cluster, space = site.cluster, "ctr-domains-dev"
     cluster("delete", "namespace", SPACE, "--timeout=120s", timeout_s=150)  # room on this machine
     models = _shared(site.folder / "dev-models")
+    site.training.result()
     begun = time.monotonic()
     cluster.apply_folder(K8S / "overlays" / "dev")
     cluster.apply([volume(space, "ctr-models", models), door(space, APP, 8000)])
-    cluster.job_done(space, "ctr-demo", timeout_s=240)
+    cluster.job_done(space, "ctr-demo", timeout_s=420)
     cluster.rolled_out(space, APP)
     site.port = cluster.get(space, "service", f"{APP}-door")["spec"]["ports"][0]["nodePort"]
     body = {"domain": "d00", "user": {"id": "u1"}, "items": [{"id": "i1"}, {"id": "i2"}]}

@@ -262,7 +262,7 @@ def test_a_pod_that_ends_has_time_to_drain(name):
     assert pod["terminationGracePeriodSeconds"] > float(seconds) + pause + timeout + KILL_MARGIN_S
     # Unready pods leave the Service only after their probe has failed often enough.
     probe = container["readinessProbe"]
-    assert pause >= probe["periodSeconds"] * probe["failureThreshold"]
+    assert float(seconds) + pause >= probe["periodSeconds"] * probe["failureThreshold"]
     listening = int(settings["CTR_PORT"])
     assert listening in {port["containerPort"] for port in container["ports"]}
 
