@@ -28,7 +28,7 @@ from loadtests.slo import SLO_FILE, show
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 GRACE_S = 120.0
-RAMP_S = 5  # all users at once would be a burst
+RAMP_S = 5.0  # all users at once would be a burst
 
 
 class CampaignError(RuntimeError):
@@ -85,6 +85,7 @@ def load_by_users(store: Path, port: int, routing: Path | None, plan: Plan, out:
     Raises:
         CampaignError: It ended without a run; the message ends with what it wrote last.
     """
+    ramp_s = min(RAMP_S, plan.user_seconds / 4)
     command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless", "--only-summary"]
     command += [
         "-H",
@@ -92,7 +93,7 @@ def load_by_users(store: Path, port: int, routing: Path | None, plan: Plan, out:
         "-u",
         str(plan.users),
         "-r",
-        str(max(plan.users // RAMP_S, 1)),
+        f"{plan.users / ramp_s:.2f}",
     ]
     command += ["-t", f"{plan.user_seconds}s", "--store", str(store), "--out", str(out)]
     command += ["--seed", str(plan.seed), *(["--routing", str(routing)] if routing else [])]
