@@ -11,17 +11,13 @@ from functools import partial
 import pytest
 from structlog.testing import capture_logs
 
-from service.contract.schema import HashEncoder
 from service.contract.store import ModelStore
 from service.scoring.predictor import Predictor
-from service.settings import Settings
-from tests.support import bundles
 from tests.support.asgi import ask, with_app
-from tests.support.bundles import build_bundle, make_schema
-from tests.support.redis_app import figure, fill
+from tests.support.redis_app import figure
+from tests.support.reloads import BODY, point, served, until
 from tests.support.routing import build_three, experiment, write_routing
 
-BODY = {"domain": "home", "user": {"id": "u1"}, "items": {"id": ["i1", "i2", "i3"]}}
 NEVER_S = 1000.0
 
 
@@ -42,12 +38,6 @@ def write(tmp_path):
     return partial(write_routing, tmp_path / "routing.yaml")
 
 
-def point(store, **aliases):
-    """Set aliases to ids without looking at the bundles, as a broken deployment might."""
-    known = {**ModelStore(store).aliases(), **aliases}
-    (store / "aliases.json").write_text(json.dumps(known))
-
-
 def damage(built):
     """Change one byte of a bundle's weights."""
     file = built.bundle.path / "graphs/whole.weights"
@@ -56,21 +46,8 @@ def damage(built):
     file.write_bytes(raw)
 
 
-async def served(app, body=BODY):
-    """Id of the bundle that answers, and its scores."""
-    status, _, reply = await ask(app, body)
-    assert status == 200, reply
-    return reply["model"]["bundle"], reply["scores"]
-
-
 async def ready(app):
     return (await ask(app, {}, path="/health/ready", method="GET"))[2]
-
-
-async def until(condition):
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def test_a_moved_alias_is_followed_while_requests_come(store, built):
@@ -368,34 +345,3 @@ def test_an_unexpected_failure_of_a_reload_keeps_the_last_good_and_shows_nothing
     assert reason == "the bundle could not be loaded; the log has the cause"
     assert opened == [bundle] == [built["stable"].bundle.bundle_id]
     assert "bundle_load_crashed" in {record["event"] for record in records}
-
-
-def test_a_bundle_of_another_schema_reads_rows_of_its_own_from_redis(tmp_path, server, client, monkeypatch):
-    def other_schema():
-        schema = make_schema()
-        encoders = {**schema.encoders, "tag": HashEncoder(num_buckets=32, seed=8)}
-        return schema.model_copy(update={"encoders": encoders})
-
-    store = tmp_path / "models"
-    first = build_bundle(store)
-    monkeypatch.setattr(bundles, "make_schema", other_schema)
-    second = build_bundle(store, alias="next", seed=3)
-    assert first.schema.digest != second.schema.digest
-    settings = {"feature_source": "redis", "redis_url": server.url, "feature_timeout_ms": 2000}
-
-    async def use(app):
-        for one in (first, second):
-            await fill(one, Settings(store=store, **settings))
-        before = await served(app)
-        old = weakref.ref(app.serving.scorer.loaded.source)
-        point(store, stable=second.bundle.bundle_id)
-        done = await app.serving.reload()
-        after = await served(app)
-        await until(lambda: old() is None)
-        return before, done.result, after
-
-    before, result, after = with_app(store, use, alias_poll_s=0, **settings)
-    assert result == "loaded"
-    for one, (bundle, scores) in ((first, before), (second, after)):
-        assert bundle == one.bundle.bundle_id
-        assert scores == pytest.approx(one.expected_stored("home", 1, [1, 2, 3]).tolist(), abs=1e-6)
