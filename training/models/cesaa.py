@@ -20,9 +20,10 @@ from torch import Tensor
 
 from service.contract.errors import SchemaError
 from training.models.base import Ranker, Sides
-from training.models.cesaa_form import cesaa_form
+from training.models.cesaa_form import RoutedForm, cesaa_form
 from training.models.fusion import Fusion, fused, without_domain
 from training.models.layers import StackedExperts
+from training.models.routed_experts import GroupedExperts
 from training.models.routing_information import Prior, joint_distribution, mutual_information
 from training.models.topk_gate import GateInput, Routing, TopKGate
 from training.models.towers import MlpTowerRanker
@@ -113,6 +114,7 @@ class Cesaa(MlpTowerRanker):
         self.experts = experts(num_experts)
         self.shared = experts(1) if shared_expert else None
         self.register_buffer("mi_weight", torch.tensor(float(mi_weight)), persistent=True)
+        self.routed_form: RoutedForm = GroupedExperts
         self._penalty: Tensor | None = None
 
     @property
@@ -141,8 +143,8 @@ class Cesaa(MlpTowerRanker):
         self.get_buffer("mi_weight").fill_(value)
 
     def for_inference(self) -> Ranker:
-        """The grouped form: each expert computed on the rows that chose it."""
-        return cesaa_form(self, "grouped")
+        """Each expert computed on the rows that chose it, unless `routed_form` says otherwise."""
+        return cesaa_form(self, self.routed_form)
 
     def experts_kept(self) -> tuple[tuple[str, ...], ...] | None:
         """Experts that each of D + 1 domains may choose; None where all may choose every one."""

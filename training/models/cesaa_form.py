@@ -19,14 +19,14 @@ from training.models.fold import fold_batch_norm
 from training.models.fusion import Fusion, fused, without_domain
 from training.models.layers import ExpertStack, StackedLinear, TwoSidedLinear
 from training.models.pyramid import joined
-from training.models.routed_experts import DenseExperts, GroupedExperts
 from training.models.slicing import keep_maps
 from training.models.topk_gate import Routing, TopKGate, choose
 
 if TYPE_CHECKING:
     from training.models.cesaa import Cesaa
 
-FORMS: dict[str, Callable[[ExpertStack], nn.Module]] = {"grouped": GroupedExperts, "dense": DenseExperts}
+RoutedForm = Callable[[ExpertStack], nn.Module]
+"""Makes from E experts a module that gives (N, H) from sides, experts (N, k) and weights (N, k)."""
 
 
 class ClearGate(nn.Module):
@@ -35,15 +35,28 @@ class ClearGate(nn.Module):
     Args:
         clean: Logits (N, E) from both sides, or (R, E) from the domain embedding.
         top_k: k.
-        domain_width: Width of the domain embedding in the last columns of the request side; 0 where it is
-            folded into `clean`.
+        domain_width: Width of the domain embedding in the last columns of the request side.
+        by_domain: Whether `clean` reads the domain embedding alone.
         allowed: (D + 1, E) bool; None where every domain may choose every expert.
+        numbers: What the experts it chooses from are called outside; None for 0 to E - 1.
     """
 
-    def __init__(self, clean: nn.Module, *, top_k: int, domain_width: int, allowed: Tensor | None) -> None:
+    def __init__(
+        self,
+        clean: nn.Module,
+        *,
+        top_k: int,
+        domain_width: int,
+        by_domain: bool,
+        allowed: Tensor | None,
+        numbers: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
+        self.is_renumbered = numbers is not None
+        if numbers is not None:
+            self.register_buffer("numbers", torch.tensor(list(numbers)))
         self.clean = clean
-        self.top_k, self.domain_width = top_k, domain_width
+        self.top_k, self.domain_width, self.by_domain = top_k, domain_width, by_domain
         self.masks = allowed is not None
         if allowed is not None:
             # Added to logits: a table of floats is gathered without a cast.
@@ -52,15 +65,45 @@ class ClearGate(nn.Module):
 
     def forward(self, sides: Sides) -> Routing:
         """The choice of N rows."""
-        if isinstance(self.clean, TwoSidedLinear):
-            logits = self.clean(sides)
-        else:
+        if self.by_domain:
             own = sides.request[:, sides.request.shape[1] - self.domain_width :]
             logits = at_rows(self.clean(own), sides.request_index)
+        else:
+            logits = self.clean(sides)
         if self.masks:
             by_request = self.get_buffer("forbidden").index_select(0, sides.domain)
             logits = logits + at_rows(by_request, sides.request_index)
         return choose(logits, self.top_k)
+
+    def named(self, experts: Tensor) -> Tensor:
+        """Experts (N, k) int64 as they are called outside."""
+        if not self.is_renumbered:
+            return experts
+        return self.get_buffer("numbers").index_select(0, experts.reshape(-1)).reshape(experts.shape)
+
+
+class FixedGate(nn.Module):
+    """The same experts with the same weights for every row.
+
+    Args:
+        experts: k numbers.
+        weights: Of these.
+    """
+
+    def __init__(self, experts: Sequence[int], weights: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("experts", torch.tensor([list(experts)]))
+        self.register_buffer("weights", torch.tensor([list(weights)]))
+
+    def forward(self, sides: Sides) -> Routing:
+        """The same for N rows; there are no logits to compare."""
+        experts, weights = self.get_buffer("experts"), self.get_buffer("weights")
+        size = (sides.row.shape[0], experts.shape[1])
+        return Routing(weights.expand(size), experts.expand(size), weights.expand(size))
+
+    def named(self, experts: Tensor) -> Tensor:
+        """As they are."""
+        return experts
 
 
 class CesaaForm(Ranker):
@@ -68,7 +111,7 @@ class CesaaForm(Ranker):
 
     Args:
         gate: Gives each row's experts and weights.
-        routed: A `RoutedPart`.
+        routed: Gives (N, H) from sides, experts (N, k) and weights (N, k).
         shared: Gives (N, 1, H), or None.
         fusion: How the two meet.
         tower: Hidden layers and the output of the tower.
@@ -80,7 +123,7 @@ class CesaaForm(Ranker):
     def __init__(
         self,
         *,
-        gate: nn.Module,
+        gate: ClearGate | FixedGate,
         routed: nn.Module,
         shared: nn.Module | None,
         fusion: Fusion,
@@ -117,25 +160,22 @@ class CesaaForm(Ranker):
         if self.adds_bias:
             bias = self.get_buffer("domain_bias").index_select(0, sides.domain)
             logits = logits + at_rows(bias, sides.request_index)
-        return logits.squeeze(1), routing.experts
+        return logits.squeeze(1), self.gate.named(routing.experts)
 
 
 @torch.no_grad()
-def cesaa_form(
-    ranker: Cesaa, form: str, *, make: Callable[[ExpertStack], nn.Module] | None = None
-) -> CesaaForm:
+def cesaa_form(ranker: Cesaa, routed_form: RoutedForm) -> CesaaForm:
     """A ranker of all domains.
 
     Args:
         ranker: As trained.
-        form: Of the chosen experts.
-        make: Makes a form that is not among `FORMS` from the stack of experts.
+        routed_form: Makes the routed part from the stack of experts.
     """
     own = copy.deepcopy(ranker).eval()
     fold_batch_norm(own)
     return CesaaForm(
         gate=clear_gate(own.gate),
-        routed=(make or FORMS[form])(own.experts),
+        routed=routed_form(own.experts),
         shared=own.shared,
         fusion=own.fusion,
         tower=plain_tower(own),
@@ -152,6 +192,7 @@ def clear_gate(gate: TopKGate) -> ClearGate:
         gate.clean,
         top_k=gate.top_k,
         domain_width=gate.domain_width,
+        by_domain=gate.by_domain,
         allowed=None if bool(allowed.all()) else allowed,
     )
 

@@ -2,30 +2,26 @@
 
     GroupedExperts   rows sorted by expert; each expert is computed on the rows that chose it
     DenseExperts     every expert on every row, the unchosen ones times 0: the reference
+    StaticExperts    the same experts with the same weights for every row: nothing to choose
 
-Invariants: both give the same numbers up to rounding; of `GroupedExperts` no row's output reads a number that
-came from an expert the row did not choose, so weights of unchosen experts may even be nan.
+Invariants: the first two give the same numbers up to rounding; of `GroupedExperts` no row's output reads a
+number that came from an expert the row did not choose, so weights of unchosen experts may even be nan.
 
-Source: CESAA, arXiv 2411.06826, module CES; the form is ours. Letters: H1 first hidden width, H output width.
+Source: CESAA, arXiv 2411.06826, module CES; the forms are ours. Letters: H1 first hidden width, H output
+width.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from training.models.base import Sides
 from training.models.layers import ExpertStack, StackedLinear, TwoSidedLinear
-
-
-class RoutedPart(Protocol):
-    """Computes the chosen experts."""
-
-    def __call__(self, sides: Sides, experts: Tensor, weights: Tensor) -> Tensor:
-        """(N, H) float32 from experts (N, k) int64 and weights (N, k) float32."""
-        ...
+from training.models.slicing import keep_experts
 
 
 class DenseExperts(nn.Module):
@@ -40,7 +36,7 @@ class DenseExperts(nn.Module):
         self.stack = stack
 
     def forward(self, sides: Sides, experts: Tensor, weights: Tensor) -> Tensor:
-        """(N, H) float32."""
+        """(N, H) float32 from experts (N, k) int64 and weights (N, k) float32."""
         values = self.stack(sides)
         mask = torch.zeros(values.shape[0], values.shape[1]).scatter(1, experts, weights)
         mixed: Tensor = torch.matmul(mask.unsqueeze(1), values).squeeze(1)
@@ -63,7 +59,7 @@ class ExpertLayers(nn.Module):
 
     def forward(self, request: Tensor, row: Tensor) -> Tensor:
         """(n, H) from the request half of the first layer (n, H1), bias in it, and inputs (n, Q)."""
-        x = request + torch.matmul(row, self.row)
+        x = torch.addmm(request, row, self.row)
         for weight, bias in zip(self.weights, self.biases, strict=True):
             x = torch.addmm(bias, torch.relu(x), weight)
         return x
@@ -93,20 +89,85 @@ class GroupedExperts(nn.Module):
         )
 
     def forward(self, sides: Sides, experts: Tensor, weights: Tensor) -> Tensor:
-        """(N, H) float32."""
-        k = experts.shape[1]
+        """(N, H) float32 from experts (N, k) int64 and weights (N, k) float32."""
+        N, k = experts.shape
+        row_of = torch.arange(N).unsqueeze(1).expand(N, k).reshape(N * k)
+        request_of = row_of if sides.request_index is None else sides.request_index.index_select(0, row_of)
         requests = torch.split(self.request(sides.request), self.first_width, dim=1)
-        choices = experts.reshape(-1)
+        choices, factors = experts.reshape(N * k), weights.reshape(N * k, 1)
         values, places = [], []
         for number, (expert, request) in enumerate(zip(self.experts, requests, strict=True)):
             place = torch.nonzero(choices == number).squeeze(1)
-            row = torch.div(place, k, rounding_mode="floor")
-            of_request = row if sides.request_index is None else sides.request_index.index_select(0, row)
-            own = request.index_select(0, of_request)
-            values.append(expert(own, sides.row.index_select(0, row)))
+            own = request.index_select(0, request_of.index_select(0, place))
+            value = expert(own, sides.row.index_select(0, row_of.index_select(0, place)))
+            values.append(value * factors.index_select(0, place))
             places.append(place)
-        order = torch.cat(places)
-        back = torch.zeros_like(choices).scatter(0, order, torch.arange(choices.shape[0]))
-        by_row = torch.cat(values).index_select(0, back).reshape(experts.shape[0], k, self.out_width)
-        mixed: Tensor = (weights.unsqueeze(2) * by_row).sum(dim=1)
+        every = torch.cat(values)
+        back = torch.zeros_like(choices).scatter(0, torch.cat(places), torch.arange(N * k)).reshape(N, k)
+        mixed = every.index_select(0, back[:, 0])
+        for number in range(1, k):
+            mixed = mixed + every.index_select(0, back[:, number])
         return mixed
+
+
+class StaticExperts(nn.Module):
+    """Some experts with constant weights: the last layers of all are one, mixing included.
+
+    Args:
+        stack: E experts, normalisation folded.
+        experts: Numbers of those in use.
+        weights: Their weights.
+    """
+
+    def __init__(self, stack: ExpertStack, experts: Sequence[int], weights: Sequence[float]) -> None:
+        super().__init__()
+        own = keep_experts(stack, experts)
+        mix = torch.tensor(list(weights))
+        self.stack: ExpertStack | None = None
+        self.out: nn.Module
+        if not len(own.linears):
+            self.out = _mixed_first(own, mix)
+            return
+        *_, last = own.linears
+        if not isinstance(last, StackedLinear):
+            raise TypeError(f"an expert ends in {type(last).__name__}; expected StackedLinear")
+        self.out = nn.Linear(last.weight.shape[0] * last.weight.shape[1], own.out_width)
+        scaled = last.weight.detach() * mix.reshape(-1, 1, 1)
+        self.out.weight = nn.Parameter(scaled.reshape(-1, own.out_width).t().contiguous())
+        self.out.bias = nn.Parameter(mix @ last.bias.detach())
+        self.stack = _without_last(own)
+
+    def forward(self, sides: Sides, experts: Tensor, weights: Tensor) -> Tensor:  # noqa: ARG002 (constants)
+        """(N, H) float32; what is chosen makes no difference."""
+        x = sides if self.stack is None else self.stack(sides).flatten(1)
+        mixed: Tensor = self.out(x)
+        return mixed
+
+
+def _without_last(stack: ExpertStack) -> ExpertStack:
+    """The hidden layers alone, activated."""
+    own = copy.copy(stack)
+    own._modules = dict(stack._modules)
+    own.linears = nn.ModuleList(list(stack.linears)[:-1])
+    own.activations = nn.ModuleList(list(stack.activations)[:-1])
+    own.widths = stack.widths[:-1]
+    own.out_width = own.widths[-1]
+    return own
+
+
+def _mixed_first(stack: ExpertStack, mix: Tensor) -> TwoSidedLinear:
+    """Weighted sum of experts that are one linear map each."""
+    first = stack.first
+    if not isinstance(first, TwoSidedLinear):
+        raise TypeError(f"cannot mix experts that start with {type(first).__name__}")
+    own = copy.deepcopy(first)
+
+    def mixed(values: Tensor) -> Tensor:
+        by_expert = values.detach().reshape(stack.num_experts, stack.out_width, -1)
+        return torch.einsum("e,eoi->oi", mix, by_expert)
+
+    for side in (own.request, own.row):
+        side.out_features = stack.out_width
+        side.weight = nn.Parameter(mixed(side.weight))
+    own.request.bias = nn.Parameter(mixed(first.request.bias).squeeze(1))
+    return own

@@ -14,6 +14,8 @@ from training.models.aread import Aread
 from training.models.aread_domain import of_one_domain
 from training.models.aread_parts import drops_experts, of_domains
 from training.models.base import CtrModel, Ranker
+from training.models.cesaa import Cesaa
+from training.models.cesaa_domain import cesaa_of_one_domain
 from training.models.mmoe import Mmoe
 from training.models.mmoe_domain import mmoe_of_one_domain
 
@@ -54,6 +56,8 @@ def specialise(model: CtrModel, domains: Sequence[int]) -> Specialised | None:
         vector = model.inputs.domain.weight[domain].detach()
         if isinstance(ranker, Aread):
             return Specialised(of_one_domain(ranker, domain, vector), reads_domain=False)
+        if isinstance(ranker, Cesaa):
+            return Specialised(cesaa_of_one_domain(ranker, domain, vector), reads_domain=False)
         if isinstance(ranker, Mmoe):
             return Specialised(mmoe_of_one_domain(ranker, domain, vector), reads_domain=False)
         return None

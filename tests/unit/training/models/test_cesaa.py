@@ -14,14 +14,15 @@ from tests.support.schemas import full_schema
 from training.models.base import Sides
 from training.models.build import build_model
 from training.models.cesaa import Cesaa
-from training.models.cesaa_form import FORMS, CesaaForm, cesaa_form
+from training.models.cesaa_form import CesaaForm, RoutedForm, cesaa_form
 from training.models.config import CesaaConfig
 from training.models.fusion import fused
-from training.models.routed_experts import GroupedExperts
+from training.models.routed_experts import DenseExperts, GroupedExperts
 from training.models.routing_information import joint_distribution, mutual_information
 from training.models.topk_gate import choose
 
 SCHEMA = full_schema()
+FORMS = (GroupedExperts, DenseExperts)
 NAMES = [name for name, config in MODELS.items() if config.type == "cesaa"]
 EXACT = {"atol": 1e-6, "rtol": 1e-5}
 
@@ -53,7 +54,7 @@ def test_fusion_by_hand():
 
 @pytest.mark.parametrize(("name", "form"), list(product(NAMES, FORMS)))
 @pytest.mark.parametrize("num_rows", [0, 1, 2, 5, 33])
-def test_forms_give_the_logits_of_the_model_as_trained(name: str, form: str, num_rows: int):
+def test_forms_give_the_logits_of_the_model_as_trained(name: str, form: RoutedForm, num_rows: int):
     ranker, every = trained(name)
     some = every._replace(row=every.row[:num_rows], request_index=every.request_index[:num_rows])  # type: ignore[index]
     with torch.no_grad():
@@ -101,7 +102,7 @@ def test_unchosen_experts_may_be_poisoned_in_the_grouped_form(row: int):
     one = every._replace(row=every.row[row : row + 1], request_index=every.request_index[row : row + 1])
     with torch.no_grad():
         chosen = set(ranker.gate(one).experts.flatten().tolist())
-        own = poisoned(cesaa_form(ranker, "grouped"), chosen)
+        own = poisoned(cesaa_form(ranker, GroupedExperts), chosen)
         torch.testing.assert_close(own(one), ranker(one), **EXACT)
         ranker.experts.linears[0].weight[next(e for e in range(4) if e not in chosen)] = torch.nan
         assert torch.isnan(ranker(one)).all()
@@ -113,7 +114,7 @@ def test_a_row_keeps_its_score_when_others_meet_poisoned_experts():
     with torch.no_grad():
         experts = ranker.gate(sides).experts
         expected = ranker(sides)
-        found = poisoned(cesaa_form(ranker, "grouped"), {0, 1, 2})(sides)
+        found = poisoned(cesaa_form(ranker, GroupedExperts), {0, 1, 2})(sides)
     hit = (experts == 3).any(dim=1)
 
     assert hit.any()
