@@ -10,7 +10,7 @@ WORK ?= runs/demo
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-quick test-deploy check format serve bench bench-serve clean
+.PHONY: help setup run test test-quick test-deploy check format serve bench bench-serve load clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ bench: $(STAMP) ## Cost of a request, next to the bare graph (needs a finished `
 
 bench-serve: $(STAMP) ## What serving costs beside the bare graph, each figure with its target (needs wrk)
 	$(BIN)/python -m loadtests.bench_serve --json runs/bench-serve/figures.json
+
+load: $(WORK)/models/aliases.json ## A minute of users, then planned arrivals, held to loadtests/slo.yaml
+	$(BIN)/python -m loadtests.campaign --store $(WORK)/models --routing loadtests/routing.yaml --out runs/load
 
 clean: ## Remove caches and the demo's output; .venv stays
 	rm -rf $(WORK) build .mypy_cache .ruff_cache .hypothesis .import_linter_cache
