@@ -52,6 +52,18 @@ class GraphInput(Frozen):
     width: int = Field(ge=0)
 
 
+class ExpertChoice(Frozen):
+    """A further output of a graph: the experts that each row chose.
+
+    Attributes:
+        output: Name of the output, (N, k) int64, entries in [0, num_experts).
+        num_experts: Experts there are to choose from, those that the graph leaves out among them.
+    """
+
+    output: str
+    num_experts: int = Field(ge=1, le=1024)
+
+
 class Graph(Frozen):
     """One ONNX graph of the bundle.
 
@@ -64,6 +76,7 @@ class Graph(Frozen):
         precision: Of the weights, e.g. `fp32`.
         max_error: Largest |dp| against torch seen in the parity check.
         options: What else is worth knowing of the build (opset, node count, ...).
+        experts: Which experts each row ran, where rows choose among experts; None where they do not.
     """
 
     file: FilePath
@@ -74,6 +87,7 @@ class Graph(Frozen):
     precision: str = "fp32"
     max_error: float | None = None
     options: dict[str, JsonValue] = {}
+    experts: ExpertChoice | None = None
 
 
 class Calibration(Frozen):
@@ -237,8 +251,12 @@ class Manifest(Frozen):
 
     def canonical(self) -> bytes:
         """The bytes that are stored and hashed."""
-        # Absent rather than null: the id of a bundle without clusters does not depend on the field.
-        absent = {"clustering"} if self.clustering is None else None
+        # Absent rather than null: the id of a bundle that lacks a part does not depend on the field.
+        absent: dict[str, Any] = {
+            "graphs": {key: {"experts"} for key, graph in self.graphs.items() if graph.experts is None}
+        }
+        if self.clustering is None:
+            absent["clustering"] = True
         return self.model_dump_json(indent=1, exclude=absent).encode()
 
     @property

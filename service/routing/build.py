@@ -188,13 +188,23 @@ def bundle_metrics(metrics: Metrics, loaded: LoadedBundle, arm: str = NO_ARM) ->
     """Metrics of a bundle in one arm; its largest domains come first."""
     manifest = loaded.bundle.manifest
     by_weight = sorted(manifest.domains, key=lambda name: -manifest.domains[name].num_train_rows)
-    return metrics.for_bundle(
+    made = metrics.for_bundle(
         model=manifest.name,
         version=loaded.version,
         alias=loaded.alias,
         mean_scores={name: manifest.domains[name].mean_score for name in by_weight},
         arm=arm,
     )
+    for predictor in loaded.predictors.values():
+        if predictor.graph.experts is not None:
+            predictor.tell_experts(
+                metrics.expert_load(
+                    version=loaded.version,
+                    domains=loaded.bundle.schema.domains,
+                    num_experts=predictor.graph.experts.num_experts,
+                )
+            )
+    return made
 
 
 __all__ = ["TableBuilder", "bundle_metrics"]

@@ -29,6 +29,10 @@ PROVIDERS: Final[dict[Device, str]] = {"cpu": "CPUExecutionProvider", "cuda": "C
 ORT_TYPES: Final = {"int32": "tensor(int32)", "int64": "tensor(int64)", "float32": "tensor(float)"}
 
 
+ExpertSink = Callable[[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]], None]
+"""Takes experts (N, k), domain indices (R,) and request_index (N,) of one run."""
+
+
 class GraphRows(msgspec.Struct, frozen=True):
     """Encoded rows of one run: R requests, N candidates. An `InputSource` is the path of an attribute here.
 
@@ -77,6 +81,7 @@ class Predictor:
         _check_signature(path, graph, self._session)
         self._run = unchecked_run(self._session)
         self._outputs = [graph.output]
+        self._tell_experts: ExpertSink | None = None
         self._names = [entry.name for entry in graph.inputs]
         self._take: Callable[[GraphRows], Sequence[NDArray[Any]]] = _taker(graph.inputs)
         self._casts = [(e.name, np.dtype(e.dtype)) for e in graph.inputs if e.dtype != _encoded_as(e.source)]
@@ -91,13 +96,28 @@ class Predictor:
             inputs[name] = inputs[name].astype(dtype, copy=False)
         return inputs
 
+    def tell_experts(self, sink: ExpertSink) -> None:
+        """From now on hand the experts that rows chose to a sink, at every `score`.
+
+        Raises:
+            GraphError: The manifest names no such output of the graph.
+        """
+        if self.graph.experts is None:
+            raise GraphError(f"{self._path}: the manifest names no output with chosen experts")
+        self._tell_experts = sink
+        self._outputs = [self.graph.output, self.graph.experts.output]
+
     def score(self, rows: GraphRows) -> NDArray[np.float32]:
         """Calibrated probabilities, (N,) float32.
 
         Raises:
             GraphRunError: As `run`.
         """
-        return self.run(self.inputs(rows))
+        if self._tell_experts is None:
+            return self.run(self.inputs(rows))
+        scores, experts = self._checked_run(self.inputs(rows))
+        self._tell_experts(experts, rows.domain, rows.request_index)
+        return scores
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Run the graph on inputs given by name.
@@ -109,23 +129,28 @@ class Predictor:
             GraphRunError: The graph failed, returned another shape, or a number that is not finite;
                 with `id_limits`, an id was out of range.
         """
+        return self._checked_run(inputs)[0]
+
+    def _checked_run(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """All outputs that are asked for, the scores first and checked."""
         for name, limits in self._limits.items():
             if limits is not None:
                 _check_ids(name, inputs[name], limits)
         try:
             if self._lock is None:
-                scores: NDArray[np.float32] = self._run(self._outputs, inputs, None)[0]
+                found: list[NDArray[Any]] = self._run(self._outputs, inputs, None)
             else:
                 with self._lock:
-                    scores = self._run(self._outputs, inputs, None)[0]
+                    found = self._run(self._outputs, inputs, None)
         except Exception as error:
             raise GraphRunError(f"{self._path.name}: {type(error).__name__}: {error}") from error
+        scores = found[0]
         if scores.ndim != 1:
             raise GraphRunError(f"{self._path.name}: output must be (N,), got {scores.shape}")
         if not math.isfinite(scores.sum(dtype=np.float64)):
             row = int(np.flatnonzero(~np.isfinite(scores))[0])
             raise NotFiniteError(f"{self._path.name}: row {row} has no finite score", row=row)
-        return scores
+        return found
 
 
 def _encoded_as(source: InputSource) -> str:
@@ -183,6 +208,13 @@ def _check_signature(path: Path, graph: Graph, session: Any) -> None:
         raise GraphError(
             f"{path}: output '{graph.output}' must be (N,) float32, got {output.shape} {output.type}"
         )
+    if graph.experts is not None:
+        chosen = outputs.get(graph.experts.output)
+        if chosen is None or chosen.type != ORT_TYPES["int64"] or len(chosen.shape) != 2:
+            raise GraphError(
+                f"{path}: output '{graph.experts.output}' must be (N, k) int64, got "
+                f"{None if chosen is None else (chosen.shape, chosen.type)}"
+            )
 
 
 def _check_input(path: Path, entry: GraphInput, found: Any) -> None:
@@ -206,4 +238,4 @@ def _check_ids(name: str, ids: NDArray[Any], limits: NDArray[np.int64]) -> None:
         )
 
 
-__all__ = ["Device", "GraphRows", "Predictor"]
+__all__ = ["Device", "ExpertSink", "GraphRows", "Predictor"]

@@ -129,6 +129,12 @@ TABLE: tuple[Metric, ...] = (
         ("domain",),
     ),
     Metric(
+        "counter",
+        "ctr_expert_rows_total",
+        "Candidates that an expert was run for, in graphs whose rows choose among experts.",
+        ("version", "domain", "expert"),
+    ),
+    Metric(
         "gauge",
         "ctr_mean_score_ratio",
         "Mean score per domain over the mean that manifests give, of the last ten minutes; 1 is no drift.",

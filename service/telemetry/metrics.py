@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from service.telemetry.drift import mean_score_ratio, window_candidates
 from service.telemetry.event_metrics import EventMetrics
+from service.telemetry.expert_load import ExpertLoad
 from service.telemetry.exposition import Exposition
 from service.telemetry.feature_metrics import FeatureMetrics, GroupMetrics
 from service.telemetry.infer_metrics import InferMetrics
 from service.telemetry.instruments import Instruments
-from service.telemetry.metric_table import NO_ARM, NO_VERSION, STATUSES, TABLE, Metric
+from service.telemetry.metric_table import NO_ARM, NO_VERSION, OTHER, STATUSES, TABLE, Metric
 from service.telemetry.reload_metrics import ReloadMetrics
 from service.telemetry.routing_metrics import RoutingMetrics
 from service.telemetry.score_metrics import BundleMetrics
@@ -104,6 +105,17 @@ class Metrics:
                 self._own_domains.add(domain)
         own = [domain for domain in mean_scores if domain in self._own_domains]
         return BundleMetrics(self._made, version=version, own_domains=own, mean_scores=mean_scores, arm=arm)
+
+    def expert_load(self, *, version: str, domains: Sequence[str], num_experts: int) -> ExpertLoad:
+        """Counters of the experts that rows of a bundle choose.
+
+        Args:
+            version: Short id of the bundle.
+            domains: Names by index in graphs; those without a label of their own share one.
+            num_experts: Experts to choose from.
+        """
+        labels = [name if name in self._own_domains else OTHER for name in domains]
+        return ExpertLoad(self._made, version=version, labels=[*labels, OTHER], num_experts=num_experts)
 
     def retire_bundle(self, *, model: str, version: str, alias: str) -> None:
         """Take note that a bundle no longer serves under an alias."""
