@@ -63,12 +63,6 @@ class Engine:
         found: list[dict[str, Any]] = json.loads(self.docker("inspect", name))
         return found[0]
 
-    def build(self, target: str, tag: str, **args: str) -> None:
-        """Build a target of docker/Dockerfile."""
-        words = [word for name, value in args.items() for word in ("--build-arg", f"{name}={value}")]
-        path = ["-f", "docker/Dockerfile", "--target", target, "-t", tag]
-        self.docker("build", "-q", *path, *words, ".", timeout_s=900)
-
 
 def environment(work: Path) -> dict[str, str]:
     """Variables with which commands reach the engine of a work folder."""
