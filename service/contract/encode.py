@@ -135,7 +135,7 @@ class EntityEncoder:
                 self._write_sequence(block, feature, column)
 
     def _write_ids(self, block: EncodedBlock, slot: Slot, column: Column) -> None:
-        block.ints[:, slot.start] = self._ids(slot, column)
+        block.ints[:, slot.start] = np.fromiter(self._ids(slot, column), np.int32, len(column))
 
     def _ids(self, slot: Slot, values: Column) -> list[int]:
         plain = values.tolist() if isinstance(values, np.ndarray) else values

@@ -6,6 +6,7 @@ schema, so training, export and service agree on every column without storing it
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -53,7 +54,7 @@ class Slot:
     @property
     def size(self) -> int:
         """Number of columns."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def columns(self) -> slice:
