@@ -35,6 +35,24 @@ class UnknownDomainPolicy(StrEnum):
     ZERO_SHOT = "zero_shot"
 
 
+class FormOption(StrEnum):
+    """Which graphs a bundle gets."""
+
+    AUTO = "auto"
+    WHOLE = "whole"
+    CLUSTER = "cluster"
+    DOMAIN = "domain"
+
+
+class PrecisionOption(StrEnum):
+    """Of weights and products."""
+
+    FP32 = "fp32"
+    INT8 = "int8"
+    FP16 = "fp16"
+    AUTO = "auto"
+
+
 StoreOption = Annotated[Path, typer.Option(help="Model store: a folder of bundles and aliases.json.")]
 BundleArgument = Annotated[
     str, typer.Argument(help="Alias, bundle id, or the id's first 6 or more characters.")
@@ -56,6 +74,15 @@ def build(
     domain_graphs: Annotated[
         str, typer.Option(help="Names of domains that get a graph of their own, with commas between.")
     ] = "",
+    form: Annotated[
+        FormOption | None,
+        typer.Option(
+            help="Graphs: one, one per cluster, own ones of hot domains, or the fastest."
+        ),
+    ] = None,
+    precision: Annotated[
+        PrecisionOption, typer.Option(help="Of the graphs; lower ones only behind the gate of the card.")
+    ] = PrecisionOption.FP32,
     *,
     snapshot: Annotated[bool, typer.Option(help="Put user and item rows into the bundle.")] = True,
 ) -> None:
@@ -70,6 +97,8 @@ def build(
         snapshot=snapshot,
         hot_domains=hot_domains,
         domain_graphs=tuple(part.strip() for part in domain_graphs.split(",") if part.strip()),
+        form=None if form is None else form.value,
+        precision=precision.value,
     )
     with console.status("read the run") as status:
         bundle = build_bundle(RunFolder.open(run), ModelStore(store), options, progress=status.update)

@@ -15,14 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from export.lower import lower
 from service.contract.layout import entity_layout
-from service.contract.manifest import GraphInput
+from service.contract.manifest import ExpertChoice, GraphInput
 from service.contract.schema import Entity, FeatureSchema
 from training.models.base import CtrModel, Sides, at_rows
 from training.models.pairs import PairLayer
 from training.models.specialise import specialise
 
 OUTPUT = "score"
+EXPERTS = "experts"
+"""Output with the experts that each row chose, in graphs whose rows choose."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,15 @@ class ScoringGraph(nn.Module):
         self.is_specialised = special is not None
         self.reads_domain = special is None or special.reads_domain
         ranker = model.ranker.for_inference() if special is None else special.ranker
-        self.model = CtrModel(model.inputs, ranker)
+        self.model = CtrModel(model.inputs, lower(ranker))
         self.pairs = PairLayer(schema)
         scale, bias = calibrators.scale.astype(np.float32), calibrators.bias.astype(np.float32)
         if domains is not None and not self.reads_domain:
             scale, bias = scale[list(domains)], bias[list(domains)]
+        num_experts = ranker.num_choices
+        self.experts = (
+            None if num_experts is None else ExpertChoice(output=EXPERTS, num_experts=num_experts)
+        )
         self.register_buffer("calibrator_scale", torch.from_numpy(scale))
         self.register_buffer("calibrator_bias", torch.from_numpy(bias))
         self.eval()
@@ -80,7 +87,7 @@ class ScoringGraph(nn.Module):
         item_ints: Tensor,
         item_floats: Tensor,
         request_index: Tensor,
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Score N candidates of R requests.
 
         Args:
@@ -94,7 +101,7 @@ class ScoringGraph(nn.Module):
             request_index: (N,) int64, which request each candidate belongs to.
 
         Returns:
-            (N,) float32 calibrated probabilities.
+            (N,) float32 calibrated probabilities; where rows choose among experts, also (N, k) int64, which.
         """
         blocks = {
             Entity.USER: (user_ints, user_floats),
@@ -107,12 +114,13 @@ class ScoringGraph(nn.Module):
             user_ints, user_floats, context_ints, context_floats, domain if self.reads_domain else None
         )
         row, _ = inputs.row_side(item_ints, item_floats, pairs)
-        logits = self.model.ranker(Sides(request, row, request_index, domain))
+        logits, experts = self.model.ranker.with_experts(Sides(request, row, request_index, domain))
         scale, bias = self.get_buffer("calibrator_scale"), self.get_buffer("calibrator_bias")
         if self.reads_domain:
             scale = at_rows(scale.index_select(0, domain), request_index)
             bias = at_rows(bias.index_select(0, domain), request_index)
-        return torch.sigmoid(scale * logits + bias)
+        scores = torch.sigmoid(scale * logits + bias)
+        return scores if experts is None else (scores, experts)
 
 
 def graph_inputs(schema: FeatureSchema) -> tuple[GraphInput, ...]:

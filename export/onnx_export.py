@@ -14,8 +14,9 @@ from typing import Any, Literal
 import onnx
 import torch
 
-from export.graph import OUTPUT, ScoringGraph, example_inputs, graph_inputs
+from export.graph import EXPERTS, OUTPUT, ScoringGraph, example_inputs, graph_inputs
 from export.macs import count_macs
+from export.passes import optimise
 from export.weights import WeightFiles
 from service.contract.manifest import Graph, GraphInput
 from service.contract.schema import FeatureSchema
@@ -49,22 +50,62 @@ def export_graph(
     Returns:
         The manifest's entry, without the parity figure.
     """
+    weights = WeightFiles(folder / "graphs") if weights is None else weights
+    entry = write_graph(trace_graph(graph, schema), schema, folder, name=name, form=form, weights=weights)
+    return entry.model_copy(update={"experts": graph.experts})
+
+
+def trace_graph(graph: ScoringGraph, schema: FeatureSchema) -> onnx.ModelProto:
+    """The graph with its weights inside, rewritten, without inputs that nothing reads.
+
+    Args:
+        graph: In evaluation mode.
+        schema: Its schema.
+    """
     proto = _trace(graph, schema)
-    used = _drop_unused_inputs(proto)
+    optimise(proto)
+    _drop_unused_inputs(proto)
     _strip_traces(proto)
     onnx.checker.check_model(proto)
+    return proto
+
+
+def write_graph(
+    proto: onnx.ModelProto,
+    schema: FeatureSchema,
+    folder: Path,
+    *,
+    name: str,
+    form: Form,
+    weights: WeightFiles,
+    precision: str = "fp32",
+) -> Graph:
+    """Write `graphs/<name>.onnx`, with what is new of its weights beside it.
+
+    Args:
+        proto: As traced, or a variant of it; its large weights are moved out.
+        schema: Its schema.
+        folder: Root of the bundle that is being written.
+        name: Key of the graph.
+        form: What the graph is specialised for.
+        weights: Of the graphs that were exported to the folder before.
+        precision: Of the weights.
+
+    Returns:
+        The manifest's entry, without the parity figure.
+    """
     macs = count_macs(proto)
     graphs = folder / "graphs"
     graphs.mkdir(parents=True, exist_ok=True)
-    weights = WeightFiles(graphs) if weights is None else weights
     external = weights.move_out(proto, f"{name}.bin")
     (graphs / f"{name}.onnx").write_bytes(proto.SerializeToString(deterministic=True))
     return Graph(
         file=f"graphs/{name}.onnx",
         external_files=tuple(f"graphs/{file}" for file in external),
-        inputs=used_inputs(schema, used),
+        inputs=used_inputs(schema, {value.name for value in proto.graph.input}),
         output=OUTPUT,
         form=form,
+        precision=precision,
         options={
             "opset": OPSET,
             "num_nodes": len(proto.graph.node),
@@ -92,7 +133,7 @@ def _trace(graph: ScoringGraph, schema: FeatureSchema) -> onnx.ModelProto:
             graph,
             args=tuple(example.values()),
             input_names=list(example),
-            output_names=[OUTPUT],
+            output_names=[OUTPUT] if graph.experts is None else [OUTPUT, EXPERTS],
             dynamic_shapes=tuple(shapes.values()),
             opset_version=OPSET,
             dynamo=True,
@@ -103,13 +144,11 @@ def _trace(graph: ScoringGraph, schema: FeatureSchema) -> onnx.ModelProto:
     return program.model_proto
 
 
-def _drop_unused_inputs(proto: onnx.ModelProto) -> set[str]:
-    """Remove graph inputs without a reader; returns the names that stay."""
+def _drop_unused_inputs(proto: onnx.ModelProto) -> None:
+    """Remove graph inputs without a reader."""
     read = {name for node in proto.graph.node for name in node.input}
-    unused = [value for value in proto.graph.input if value.name not in read]
-    for value in unused:
+    for value in [value for value in proto.graph.input if value.name not in read]:
         proto.graph.input.remove(value)
-    return {value.name for value in proto.graph.input}
 
 
 def _strip_traces(proto: onnx.ModelProto) -> None:

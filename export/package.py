@@ -9,21 +9,27 @@ from __future__ import annotations
 import hashlib
 import platform
 import shutil
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
+from export.admission import Verdict, judge
 from export.card import render_card
+from export.forms import FormChoice, choose_form
 from export.graph import ScoringGraph
-from export.onnx_export import export_graph
+from export.onnx_export import trace_graph, write_graph
 from export.parity import MAX_ERROR, ParityReport, check_parity, torch_scores
+from export.precision import TIMED_ROWS, Chosen, PrecisionChoice, PrecisionJudge
 from export.rows import GraphArrays
 from export.run_folder import Part, RunFolder
+from export.validation import LabelledRows, validation_rows
 from export.weights import WeightFiles
 from service.contract.bundle import CARD_FILE, GOLDEN_FILE, Bundle
 from service.contract.manifest import (
@@ -41,6 +47,8 @@ from service.contract.store import ModelStore
 from service.scoring.golden import check_golden, read_golden, write_golden
 from service.scoring.predictor import Predictor
 
+MAX_CHANGE = 0.05
+"""Largest |dp| of one row in a lower precision; its effect on AUC and calibration is the gate's to judge."""
 PARITY_SEED = 11
 GOLDEN_SEED = 12
 LIBRARIES = ("torch", "onnx", "onnxruntime", "numpy")
@@ -60,6 +68,8 @@ class BuildOptions:
         snapshot: Whether user and item rows travel in the bundle.
         hot_domains: How many of the largest domains get a graph of their own.
         domain_graphs: Names of further domains that get one.
+        form: Which graphs there are; None for those of the run and of the domains named here.
+        precision: Of the graphs; `auto` takes the fastest that the gate admits.
     """
 
     alias: str | None = "stable"
@@ -68,6 +78,8 @@ class BuildOptions:
     snapshot: bool = True
     hot_domains: int = 0
     domain_graphs: tuple[str, ...] = ()
+    form: FormChoice | None = None
+    precision: PrecisionChoice = "fp32"
 
 
 def build_bundle(run: RunFolder, store: ModelStore, options: BuildOptions, *, progress: Progress) -> Bundle:
@@ -88,46 +100,161 @@ def build_bundle(run: RunFolder, store: ModelStore, options: BuildOptions, *, pr
         RunError: A domain that is to have a graph of its own cannot have one.
     """
     hot = run.largest_domains(options.hot_domains)
-    run = run.with_domain_graphs(
-        [*(n for n in hot if n not in options.domain_graphs), *options.domain_graphs]
-    )
-    with store.writer() as writer:
-        graphs: dict[str, Graph] = {}
-        golden: dict[str, tuple[GraphArrays, NDArray[np.float32]]] = {}
-        errors: dict[int, float] = {}
-        weights = WeightFiles(writer.path / "graphs")
-        for part in run.parts:
-            progress(f"export graph '{part.key}'")
-            graph = part.scoring_graph(run.schema)
-            entry = export_graph(
-                graph, run.schema, writer.path, name=part.key, form=part.form, weights=weights
-            )
-            progress(f"check parity of graph '{part.key}' for {len(part.domains)} domains")
-            reference = part.reference_graph(run.schema) if graph.is_specialised else graph
-            report = _parity(run, part, reference, entry, writer.path)
-            errors |= report.domain_errors
-            rows = run.sampler(seed=GOLDEN_SEED).golden(part.domains)
-            golden[part.key] = (_fed(rows, entry), torch_scores(reference, rows))
-            experts = part.experts_held(specialised=graph.is_specialised)
-            told = entry.options | ({"experts": experts} if experts else {})
-            graphs[part.key] = entry.model_copy(update={"max_error": report.max_error, "options": told})
-        progress("write golden rows and the feature snapshot")
-        write_golden(writer.path / GOLDEN_FILE, golden)
-        snapshot = _copy_snapshot(run, writer.path) if options.snapshot else {}
-
-        def manifest(files: dict[str, FileEntry]) -> Manifest:
-            return _manifest(run, options, graphs, errors, snapshot, files)
-
-        # The card shows what the manifest says, so it is rendered from one without the file list.
-        (writer.path / CARD_FILE).write_text(render_card(manifest({})))
-        progress("publish")
-        bundle = writer.publish(manifest, run.schema)
-    if options.alias is not None:
-        store.set_alias(options.alias, bundle.bundle_id)
-    return bundle
+    named = [*(n for n in hot if n not in options.domain_graphs), *options.domain_graphs]
+    with tempfile.TemporaryDirectory() as scratch:
+        planned, evidence = choose_form(run, options.form, named, Path(scratch) / "forms", progress)
+        work = _Build(planned, options, Path(scratch), progress, evidence)
+        return work.publish(store)
 
 
-def _parity(run: RunFolder, part: Part, graph: ScoringGraph, entry: Graph, folder: Path) -> ParityReport:
+@dataclass
+class _Build:
+    """One build on its way.
+
+    Attributes:
+        run: With the parts that get graphs.
+        options: Choices.
+        scratch: Folder for candidates.
+        progress: Told the name of each step.
+        form_evidence: Why these are the graphs, by key.
+        graphs, golden, errors: What was made so far.
+        compared: Validation rows of the parts with scores of fp32 and of what is served.
+    """
+
+    run: RunFolder
+    options: BuildOptions
+    scratch: Path
+    progress: Progress
+    form_evidence: dict[str, JsonValue]
+    graphs: dict[str, Graph] = field(default_factory=dict)
+    golden: dict[str, tuple[GraphArrays, NDArray[np.float32]]] = field(default_factory=dict)
+    errors: dict[int, float] = field(default_factory=dict)
+    compared: list[tuple[LabelledRows, Chosen]] = field(default_factory=list)
+
+    def publish(self, store: ModelStore) -> Bundle:
+        """Make and check everything, then publish it; again in fp32 where precision fails over all rows."""
+        options = self.options
+        with store.writer() as writer:
+            self._all_graphs(writer.path)
+            verdict = self._verdict()
+            if verdict is not None and not verdict.admitted:
+                self.progress(f"all graphs in fp32: {verdict.reason}")
+                told: dict[str, JsonValue] = dict(self.form_evidence)
+                told["precision"] = {"overall": verdict.told()}
+                plain = replace(options, precision="fp32")
+                again = _Build(self.run, plain, self.scratch, self.progress, told)
+                bundle = again.publish(store)
+            else:
+                self.progress("write golden rows and the feature snapshot")
+                write_golden(writer.path / GOLDEN_FILE, self.golden)
+                snapshot = _copy_snapshot(self.run, writer.path) if options.snapshot else {}
+                graphs = {key: self._with_overall(graph, verdict) for key, graph in self.graphs.items()}
+
+                def manifest(files: dict[str, FileEntry]) -> Manifest:
+                    return _manifest(self.run, options, graphs, self.errors, snapshot, files)
+
+                # The card shows what the manifest says, so it is rendered from one without the file list.
+                (writer.path / CARD_FILE).write_text(render_card(manifest({})))
+                self.progress("publish")
+                bundle = writer.publish(manifest, self.run.schema)
+        if options.alias is not None:
+            store.set_alias(options.alias, bundle.bundle_id)
+        return bundle
+
+    def _all_graphs(self, folder: Path) -> None:
+        judge_of = PrecisionJudge(self.run.schema, self.options.precision, self.scratch / "precision")
+        wants_rows = self.options.precision in ("int8", "fp16", "auto")
+        rows = validation_rows(self.run.prepared) if wants_rows else None
+        weights = WeightFiles(folder / "graphs")
+        for part in self.run.parts:
+            self._graph(part, folder, judge_of, rows, weights)
+
+    def _graph(
+        self,
+        part: Part,
+        folder: Path,
+        judge_of: PrecisionJudge,
+        rows: LabelledRows | None,
+        weights: WeightFiles,
+    ) -> None:
+        schema, key = self.run.schema, part.key
+        self.progress(f"export graph '{key}'")
+        graph = part.scoring_graph(schema)
+        proto = trace_graph(graph, schema)
+        chosen = Chosen(proto, "fp32")
+        if rows is not None:
+            self.progress(f"precision of graph '{key}'")
+            own = rows.of_domains(part.domains)
+            sampler = self.run.sampler(seed=PARITY_SEED)
+            timed = [sampler.draw(domain=part.domains[0], num_rows=TIMED_ROWS) for _ in range(8)]
+            chosen = judge_of.choose(proto, key, own, timed)
+            self.compared.append((own, chosen))
+        entry = write_graph(
+            chosen.proto,
+            schema,
+            folder,
+            name=key,
+            form=part.form,
+            weights=weights,
+            precision=chosen.precision,
+        )
+        self.progress(f"check parity of graph '{key}' for {len(part.domains)} domains")
+        reference = part.reference_graph(schema) if graph.is_specialised else graph
+        limit = MAX_ERROR if chosen.precision == "fp32" else MAX_CHANGE
+        report = _parity(self.run, part, reference, entry, folder, limit=limit)
+        self.errors |= report.domain_errors
+        drawn = self.run.sampler(seed=GOLDEN_SEED).golden(part.domains)
+        self.golden[key] = (_fed(drawn, entry), _expected(reference, drawn, entry, folder))
+        self.graphs[key] = entry.model_copy(
+            update={
+                "max_error": report.max_error,
+                "options": entry.options | self._told(part, graph, chosen),
+                "experts": graph.experts,
+            }
+        )
+
+    def _told(self, part: Part, graph: ScoringGraph, chosen: Chosen) -> dict[str, JsonValue]:
+        told: dict[str, JsonValue] = {}
+        if experts := part.experts_held(specialised=graph.is_specialised):
+            told["experts"] = experts
+        if chosen.evidence:
+            told["precision_evidence"] = chosen.evidence
+        if found := self.form_evidence.get(part.key):
+            told["form_evidence"] = found
+        return told
+
+    def _verdict(self) -> Verdict | None:
+        """What lower precision does over the rows of all graphs; None where there is none."""
+        if all(chosen.precision == "fp32" for _, chosen in self.compared):
+            return None
+        known = [(rows, chosen) for rows, chosen in self.compared if len(chosen.scores) == len(rows)]
+        return judge(
+            labels=np.concatenate([rows.labels for rows, _ in known]),
+            domains=np.concatenate([rows.domains for rows, _ in known]),
+            names=self.run.schema.domains,
+            reference=np.concatenate([chosen.reference for _, chosen in known]),
+            scores=np.concatenate([chosen.scores for _, chosen in known]),
+        )
+
+    def _with_overall(self, graph: Graph, verdict: Verdict | None) -> Graph:
+        told = self.form_evidence.get("precision")
+        if verdict is not None:
+            told = {"overall": verdict.told()}
+        if told is None:
+            return graph
+        return graph.model_copy(update={"options": {**graph.options, "precision_of_bundle": told}})
+
+
+def _expected(reference: ScoringGraph, rows: GraphArrays, entry: Graph, folder: Path) -> NDArray[np.float32]:
+    """Golden scores: of torch, or of the graph itself where it is not held to them row by row."""
+    if entry.precision == "fp32":
+        return torch_scores(reference, rows)
+    return Predictor(folder / entry.file, entry).run(_fed(rows, entry))
+
+
+def _parity(
+    run: RunFolder, part: Part, graph: ScoringGraph, entry: Graph, folder: Path, *, limit: float
+) -> ParityReport:
     """Compare the exported graph, run by the service's predictor, with the eager one."""
     predictor = Predictor(folder / entry.file, entry)
     return check_parity(
@@ -135,6 +262,7 @@ def _parity(run: RunFolder, part: Part, graph: ScoringGraph, entry: Graph, folde
         lambda inputs: predictor.run(_fed(inputs, entry)),
         run.sampler(seed=PARITY_SEED),
         domains=part.domains,
+        limit=limit,
     )
 
 

@@ -24,7 +24,7 @@ from training.models.base import Heads, Ranker, Sides, at_rows
 from training.models.cross_heads import CrossHeads, FrozenCrossHeads
 from training.models.fold import fold_batch_norm
 from training.models.mask import PyramidMask, PyramidShape
-from training.models.pyramid import FrozenPyramid, Pyramid, mean_logit
+from training.models.pyramid import FrozenPyramid, Pyramid, mean_logit, mean_logit_of_sums
 from training.models.pyramid_gates import DomainGates, FrozenGates, GateRows, GateTables
 
 
@@ -62,7 +62,10 @@ class Aread(Ranker):
     def forward(self, sides: Sides) -> Tensor:
         """Logits (N,) float32."""
         rows: GateRows = self.gates(sides.domain, sides.request_index)
-        return mean_logit(self.head_logits(self.read(sides), rows).float(), rows.log_heads)
+        logits = self.head_logits(self.read(sides), rows).float()
+        if isinstance(self.gates, FrozenGates):
+            return mean_logit_of_sums(logits, rows.log_heads.exp())
+        return mean_logit(logits, rows.log_heads)
 
     def with_heads(self, sides: Sides) -> tuple[Tensor, Heads | None]:
         """Logits (N,), and the heads of each row's domain; no heads while masks do not count."""

@@ -18,7 +18,8 @@ from training.models.aread_parts import AreadParts, used_parts
 from training.models.base import Ranker, Sides
 from training.models.cross_heads import FrozenCrossHeads
 from training.models.layers import ExpertStack
-from training.models.pyramid import joined, joined_heads, mean_logit
+from training.models.pyramid import joined_heads, mean_logit_of_sums
+from training.models.pyramid_groups import GroupedLevel
 from training.models.slicing import fold_domain
 
 
@@ -28,7 +29,7 @@ class AreadOfDomain(Ranker):
     Args:
         base: Two-sided maps without the domain's columns.
         base_rows: (1, N_0, E) float32 mask of gates that read features; None where all weights are folded.
-        layers: From the flat values or mixtures of the base to the flat experts of the last level.
+        levels: From the flat values or mixtures of the base to the flat experts of the last level.
         head: From there to the (N_L,) heads.
         cross: Offsets with the domain's bias.
     """
@@ -38,7 +39,7 @@ class AreadOfDomain(Ranker):
         *,
         base: PyramidBase,
         base_rows: Tensor | None,
-        layers: nn.ModuleList,
+        levels: nn.ModuleList,
         head: nn.Linear,
         cross: FrozenCrossHeads,
     ) -> None:
@@ -47,24 +48,24 @@ class AreadOfDomain(Ranker):
         self.masks_base = base_rows is not None
         if base_rows is not None:
             self.register_buffer("base_rows", base_rows)
-        self.layers = layers
+        self.levels = levels
         self.head = head
         self.cross = cross
         # Heads that are read out count alike.
-        self.register_buffer("log_heads", torch.full((1, head.out_features), 1 / head.out_features).log())
+        self.register_buffer("weights", torch.full((1, head.out_features), 1 / head.out_features))
 
     def forward(self, sides: Sides) -> Tensor:
         """Logits (N,) float32; `sides.request` comes without the domain embedding."""
         reading = self.base.read(sides)
         x = self.base.mix(reading, self.get_buffer("base_rows") if self.masks_base else None)
         x = x.reshape(x.shape[0], x.shape[1] * x.shape[2])
-        for layer in self.layers:
-            x = torch.relu(layer(x))
-        logits = self.head(x) + self.cross(sides)
+        for level in self.levels:
+            x = level(x)
+        logits = torch.addmm(self.cross(sides), x, self.head.weight.t())
         if self.head.out_features == 1:
             only: Tensor = logits.squeeze(1).float()
             return only
-        return mean_logit(logits.float(), self.get_buffer("log_heads"))
+        return mean_logit_of_sums(logits.float(), self.get_buffer("weights"))
 
 
 @torch.no_grad()
@@ -86,19 +87,19 @@ def of_one_domain(ranker: Aread, domain: int, vector: Tensor) -> AreadOfDomain:
     return AreadOfDomain(
         base=parts.base,
         base_rows=None if by_domain else parts.rows.base,
-        layers=_layers(parts, fold_base=by_domain),
+        levels=_levels(parts, fold_base=by_domain),
         head=joined_heads(parts.pyramid.head),
         cross=FrozenCrossHeads(cross.products, offsets, cross.num_layers),
     )
 
 
-def _layers(parts: AreadParts, *, fold_base: bool) -> nn.ModuleList:
-    """The pyramid's layers as maps of flat rows, constant mixing multiplied in."""
+def _levels(parts: AreadParts, *, fold_base: bool) -> nn.ModuleList:
+    """The pyramid's levels as maps of flat rows, constant mixing in them."""
     lowest = parts.rows.base if fold_base else None
     mixers = [None if lowest is None else lowest[0], *(mixer[0] for mixer in parts.rows.mixers)]
-    layers: list[nn.Module] = []
+    levels = nn.ModuleList()
     for stack, mixer in zip(parts.pyramid.levels, mixers, strict=True):
         if not isinstance(stack, ExpertStack):
             raise TypeError(f"a level of {type(stack).__name__}; expected ExpertStack")
-        layers += [joined(stack.first, mixer), *(joined(linear) for linear in stack.linears)]
-    return nn.ModuleList(layers)
+        levels.append(GroupedLevel(stack, mixer))
+    return levels

@@ -15,6 +15,8 @@ Letters: I = P + Q width of the inputs, C cross layers, H heads.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -62,23 +64,34 @@ class CrossHeads(nn.Module):
 class FrozenCrossHeads(nn.Module):
     """`CrossHeads` for inference.
 
+    The 1 of every alpha_l (1 + w_l . x_0) is in the bias of the products here.
+
     Args:
-        products: Two-sided layer of C + H + 1 rows.
+        products: Two-sided layer of C + H + 1 rows without bias.
         offsets: (C + H,) float32.
         num_layers: C.
     """
 
     def __init__(self, products: TwoSidedLinear, offsets: Tensor, num_layers: int) -> None:
         super().__init__()
-        self.products = products
+        self.products = copy.deepcopy(products)
         self.num_layers = num_layers
         self.num_heads = offsets.shape[0] - num_layers
+        if "bias" not in dict(self.products.request.named_parameters()):
+            ones = torch.zeros(num_layers + self.num_heads + 1)
+            ones[:num_layers] = 1.0
+            self.products.request.bias = nn.Parameter(ones, requires_grad=False)
         self.register_buffer("offsets", offsets)
 
     def forward(self, sides: Sides) -> Tensor:
         """(N, H) float32."""
         offsets = self.get_buffer("offsets")
-        return cross_logits(self.products(sides), offsets, self.num_layers, self.num_heads)
+        parts = self.products(sides).split([1] * self.num_layers + [self.num_heads, 1], dim=1)
+        alpha = parts[0]  # the first layer's offset is 0
+        for layer in range(1, self.num_layers):
+            alpha = alpha * parts[layer] + offsets.narrow(0, layer, 1)
+        logits: Tensor = alpha * parts[-2] + parts[-1] + offsets.narrow(0, self.num_layers, self.num_heads)
+        return logits
 
 
 def cross_logits(products: Tensor, offsets: Tensor, num_layers: int, num_heads: int) -> Tensor:

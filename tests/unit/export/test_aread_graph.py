@@ -110,16 +110,16 @@ def test_nothing_of_gates_and_masks_is_in_the_file(masked):
 
 
 def test_the_pyramid_takes_few_operators(masked):
-    """Layer and activation twice a level at most, product and reshapes between levels, one for all heads."""
+    """One product and activation a layer: experts of this size fit one matrix. No gate layers."""
     model, _, _, entry, folder = masked
     nodes = list(onnx.load(str(folder / entry.file), load_external_data=False).graph.node)
     levels = model.ranker.expert_pyramid.levels
     num_layers = sum(1 + len(level.linears) for level in levels)
-    layers = [k for k, node in enumerate(nodes) if any("expert_pyramid.layers" in i for i in node.input)]
-    (head,) = (k for k, node in enumerate(nodes) if any("expert_pyramid.head" in i for i in node.input))
+    layers = [k for k, node in enumerate(nodes) if any("expert_pyramid.levels" in i for i in node.input)]
 
     assert len(layers) == num_layers
-    assert head - layers[0] + 1 == 2 * num_layers + 3 * (len(levels) - 1) + 1
+    assert {nodes[k].op_type for k in layers} == {"Gemm"}
+    assert layers[-1] - layers[0] + 1 == 2 * num_layers - 1 + 3 * (len(levels) - 1)
 
 
 @torch.no_grad()
