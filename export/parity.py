@@ -42,7 +42,8 @@ class ParityReport:
 def torch_scores(graph: ScoringGraph, inputs: GraphArrays) -> NDArray[np.float32]:
     """Reference probabilities (N,) of the eager graph."""
     with torch.inference_mode():
-        scores: NDArray[np.float32] = graph(*(torch.from_numpy(a) for a in inputs.values())).numpy()
+        found = graph(*(torch.from_numpy(a) for a in inputs.values()))
+    scores: NDArray[np.float32] = (found[0] if isinstance(found, tuple) else found).numpy()
     return scores
 
 

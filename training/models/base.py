@@ -93,7 +93,13 @@ class TableGroup(NamedTuple):
 
 
 class Ranker(nn.Module, ABC):
-    """Logits from dense inputs. Subclasses hold one method each."""
+    """Logits from dense inputs. Subclasses hold one method each.
+
+    Attributes:
+        num_choices: Experts that rows choose from, where `with_experts` says which; else None.
+    """
+
+    num_choices: int | None = None
 
     @abstractmethod
     def forward(self, sides: Sides) -> Tensor:

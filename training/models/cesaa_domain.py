@@ -60,6 +60,7 @@ def cesaa_of_one_domain(
         linear=own.linear,
         domain_bias=None,
         domain_width=0,
+        num_choices=own.num_experts,
     )
 
 

@@ -118,6 +118,7 @@ class CesaaForm(Ranker):
         linear: Linear term.
         domain_bias: (D + 1, 1) float32; None where it is folded into the linear term.
         domain_width: Columns at the end of the request side that experts do not read.
+        num_choices: E, of the whole model.
     """
 
     def __init__(
@@ -131,8 +132,10 @@ class CesaaForm(Ranker):
         linear: TwoSidedLinear,
         domain_bias: Tensor | None,
         domain_width: int,
+        num_choices: int,
     ) -> None:
         super().__init__()
+        self.num_choices = num_choices
         self.gate, self.routed, self.shared = gate, routed, shared
         self.fusion: Fusion = fusion
         *hidden, self.out = tower
@@ -182,6 +185,7 @@ def cesaa_form(ranker: Cesaa, routed_form: RoutedForm) -> CesaaForm:
         linear=own.linear,
         domain_bias=own.domain_bias.weight.detach().clone(),
         domain_width=0 if own.experts_read_domain else own.domain_width,
+        num_choices=own.num_experts,
     )
 
 
