@@ -31,6 +31,7 @@ from training.cli_print import (
     print_source,
     print_study,
 )
+from training.cli_sequence import sequence_app
 from training.track import Quiet, bars
 
 INTERRUPTED = 130
@@ -42,6 +43,7 @@ data_app = typer.Typer(help="Make, prepare and describe data sets.", no_args_is_
 app.add_typer(data_app, name="data")
 data_app.command("join")(join_command)
 app.add_typer(ab_app, name="ab")
+app.add_typer(sequence_app, name="sequence")
 
 error_console = Console(stderr=True)
 
@@ -342,6 +344,7 @@ def expected_errors() -> tuple[type[Exception], ...]:
     from training.data.errors import DataError
     from training.engine.errors import EngineError
     from training.metrics import MetricError
+    from training.sequences.errors import SequenceError
     from training.study.errors import StudyError
     from training.tune.errors import TuneError
 
@@ -353,6 +356,7 @@ def expected_errors() -> tuple[type[Exception], ...]:
         DataError,
         MetricError,
         ContractError,
+        SequenceError,
         StudyError,
         TuneError,
         OSError,

@@ -10,7 +10,7 @@ import hashlib
 import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
@@ -22,6 +22,8 @@ from training.engine.optim import ScheduleKind, TableMethod
 from training.engine.precision import Precision
 from training.masks.config import MaskConfig
 from training.models.config import ModelConfig
+
+Tree = TypeVar("Tree", bound=BaseModel)
 
 
 class ConfigError(Exception):
@@ -154,11 +156,17 @@ class RunConfig(Part):
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read the config of a run; arguments and errors are those of `load_tree`."""
+    return load_tree(path, overrides, RunConfig)
+
+
+def load_tree(path: Path, overrides: Sequence[str], root: type[Tree]) -> Tree:
     """Read a config.
 
     Args:
         path: YAML file.
         overrides: `dotted.key=value` each, the value in YAML; later ones win.
+        root: What it is a config of.
 
     Raises:
         ConfigError: No such file, not YAML, an unknown key, a value of a wrong type or out of range.
@@ -176,9 +184,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         _override(tree, override)
     try:
-        return RunConfig.model_validate(tree)
+        return root.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{path}: " + "; ".join(_explain(e) for e in error.errors())) from error
+        raise ConfigError(f"{path}: " + "; ".join(_explain(e, root) for e in error.errors())) from error
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
@@ -199,9 +207,9 @@ def _override(tree: dict[str, Any], override: str) -> None:
     node[path[-1]] = value
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, root: type[BaseModel]) -> str:
     """One pydantic error in a sentence that starts with the key path as the file spells it."""
-    spelled, parent = _locate(error["loc"])
+    spelled, parent = _locate(error["loc"], root)
     if error["type"] == "extra_forbidden":
         name = str(error["loc"][-1])
         allowed = sorted(parent.model_fields) if parent else []
@@ -214,9 +222,9 @@ def _explain(error: Any) -> str:
     return f"{spelled}: {error['msg'][:1].lower()}{error['msg'][1:]}{given}"
 
 
-def _locate(location: Sequence[str | int]) -> tuple[str, type[BaseModel] | None]:
+def _locate(location: Sequence[str | int], root: type[BaseModel]) -> tuple[str, type[BaseModel] | None]:
     """Spell a location without union tags, and find the config class that holds its last key."""
-    current: Any = RunConfig
+    current: Any = root
     parent: type[BaseModel] | None = None
     spelled: list[str] = []
     for part in location:
