@@ -15,6 +15,7 @@ from training.models.config import (
     CesaaConfig,
     Dcnv2Config,
     DeepFmConfig,
+    HierConfig,
     InputConfig,
     MmoeBaseConfig,
     MmoeConfig,
@@ -30,6 +31,7 @@ from training.models.cross_heads import CrossHeads
 from training.models.dcnv2 import Dcnv2
 from training.models.deepfm import DeepFm
 from training.models.embedding import EmbeddingBank
+from training.models.hier import HierInputs, HierRanker
 from training.models.inputs import InputLayer, id_encoders
 from training.models.mask import PyramidShape
 from training.models.mmoe import Mmoe
@@ -64,6 +66,8 @@ def build_model(
         SchemaError: The config names an encoder or feature that the schema lacks, or the table of towers
             is missing, not wanted or ill-formed.
     """
+    if isinstance(config, HierConfig):
+        return _hier(config, schema, tower_of_domain)
     inputs = _input_layer(config.inputs, schema)
     return CtrModel(inputs, _ranker(config, schema, inputs, tower_of_domain))
 
@@ -138,6 +142,18 @@ def _cesaa(config: CesaaConfig, num_domains: int, inputs: InputLayer) -> Cesaa:
         num_domains=num_domains,
         **sizes,
     )
+
+
+def _hier(
+    config: HierConfig, schema: FeatureSchema, tower_of_domain: Sequence[int] | None
+) -> CtrModel:
+    if tower_of_domain is not None:
+        raise SchemaError("model hier has no towers, but a tower_of_domain is given")
+    inputs = HierInputs(schema, **config.model_dump(exclude={"type"}))
+    ranker = HierRanker(
+        num_domains=schema.num_domains, width=config.width, num_exemplars=config.num_exemplars
+    )
+    return CtrModel(inputs, ranker)
 
 
 def _aread(

@@ -289,6 +289,29 @@ class CesaaConfig(ModelPart):
         return self
 
 
+class HierConfig(ModelPart):
+    """HIER (arXiv 2405.17132): entity graph, intents, exemplars and gated paths between them.
+
+    Attributes:
+        width: Of entity, user and item vectors.
+        num_intents: Intents of users.
+        num_exemplars: Exemplars of items.
+        num_hops: Hops over the entity graph.
+        normalise: Whether each hop's output is brought to length 1.
+        intent_temperature: Of the softmax over intents.
+        exemplar_temperature: Of the softmax over exemplars.
+    """
+
+    type: Literal["hier"] = "hier"
+    width: Width = 64
+    num_intents: int = Field(default=12, ge=1, le=1024)
+    num_exemplars: int = Field(default=24, ge=1, le=1024)
+    num_hops: int = Field(default=2, ge=1, le=4)
+    normalise: bool = True
+    intent_temperature: float = Field(default=1.0, gt=0)
+    exemplar_temperature: float = Field(default=1.0, gt=0)
+
+
 def wants_clusters(config: ModelPart) -> bool:
     """Whether a model reads which cluster each domain is in, a table that is not the config's to say."""
     if isinstance(config, AreadConfig):
@@ -304,6 +327,7 @@ ModelConfig = Annotated[
     | StarConfig
     | PepNetConfig
     | AreadConfig
-    | CesaaConfig,
+    | CesaaConfig
+    | HierConfig,
     Field(discriminator="type"),
 ]

@@ -1,0 +1,1 @@
+"""HIER: representations pre-trained over source domains, for domains with few clicks or none."""
