@@ -70,9 +70,7 @@ class ScoringGraph(nn.Module):
         if domains is not None and not self.reads_domain:
             scale, bias = scale[list(domains)], bias[list(domains)]
         num_experts = ranker.num_choices
-        self.experts = (
-            None if num_experts is None else ExpertChoice(output=EXPERTS, num_experts=num_experts)
-        )
+        self.experts = None if num_experts is None else ExpertChoice(output=EXPERTS, num_experts=num_experts)
         self.register_buffer("calibrator_scale", torch.from_numpy(scale))
         self.register_buffer("calibrator_bias", torch.from_numpy(bias))
         self.eval()
@@ -103,6 +101,40 @@ class ScoringGraph(nn.Module):
         Returns:
             (N,) float32 calibrated probabilities; where rows choose among experts, also (N, k) int64, which.
         """
+        sides = self._sides(
+            user_ints,
+            user_floats,
+            context_ints,
+            context_floats,
+            domain,
+            item_ints,
+            item_floats,
+            request_index,
+        )
+        logits, experts = self.model.ranker.with_experts(sides)
+        scale, bias = self.get_buffer("calibrator_scale"), self.get_buffer("calibrator_bias")
+        if self.reads_domain:
+            scale = at_rows(scale.index_select(0, domain), request_index)
+            bias = at_rows(bias.index_select(0, domain), request_index)
+        scores = torch.sigmoid(scale * logits + bias)
+        return scores if experts is None else (scores, experts)
+
+    def choice_margins(self, inputs: Sequence[Tensor]) -> Tensor | None:
+        """(N,) float32 of `forward`'s inputs in order: how clear each row's choice of experts is, or None."""
+        return self.model.ranker.choice_margins(self._sides(*inputs))
+
+    def _sides(
+        self,
+        user_ints: Tensor,
+        user_floats: Tensor,
+        context_ints: Tensor,
+        context_floats: Tensor,
+        domain: Tensor,
+        item_ints: Tensor,
+        item_floats: Tensor,
+        request_index: Tensor,
+    ) -> Sides:
+        """What the ranker reads."""
         blocks = {
             Entity.USER: (user_ints, user_floats),
             Entity.CONTEXT: (context_ints, context_floats),
@@ -114,13 +146,7 @@ class ScoringGraph(nn.Module):
             user_ints, user_floats, context_ints, context_floats, domain if self.reads_domain else None
         )
         row, _ = inputs.row_side(item_ints, item_floats, pairs)
-        logits, experts = self.model.ranker.with_experts(Sides(request, row, request_index, domain))
-        scale, bias = self.get_buffer("calibrator_scale"), self.get_buffer("calibrator_bias")
-        if self.reads_domain:
-            scale = at_rows(scale.index_select(0, domain), request_index)
-            bias = at_rows(bias.index_select(0, domain), request_index)
-        scores = torch.sigmoid(scale * logits + bias)
-        return scores if experts is None else (scores, experts)
+        return Sides(request, row, request_index, domain)
 
 
 def graph_inputs(schema: FeatureSchema) -> tuple[GraphInput, ...]:

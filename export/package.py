@@ -22,10 +22,11 @@ from pydantic import JsonValue
 
 from export.admission import Verdict, judge
 from export.card import render_card
+from export.expert_forms import ExpertChoiceForm, apply_masks, choose_expert_forms
 from export.forms import FormChoice, choose_form
 from export.graph import ScoringGraph
 from export.onnx_export import trace_graph, write_graph
-from export.parity import MAX_ERROR, ParityReport, check_parity, torch_scores
+from export.parity import MAX_ERROR, ParityReport, check_parity, require_clear_choice, torch_scores
 from export.precision import TIMED_ROWS, Chosen, PrecisionChoice, PrecisionJudge
 from export.rows import GraphArrays
 from export.run_folder import Part, RunFolder
@@ -70,6 +71,8 @@ class BuildOptions:
         domain_graphs: Names of further domains that get one.
         form: Which graphs there are; None for those of the run and of the domains named here.
         precision: Of the graphs; `auto` takes the fastest that the gate admits.
+        experts: How experts that rows chose are computed; None measures where `form` is auto.
+        expert_masks: Whether each domain chooses only from the experts that hold nearly all of its routing.
     """
 
     alias: str | None = "stable"
@@ -80,6 +83,8 @@ class BuildOptions:
     domain_graphs: tuple[str, ...] = ()
     form: FormChoice | None = None
     precision: PrecisionChoice = "fp32"
+    experts: ExpertChoiceForm | None = None
+    expert_masks: bool = False
 
 
 def build_bundle(run: RunFolder, store: ModelStore, options: BuildOptions, *, progress: Progress) -> Bundle:
@@ -102,8 +107,11 @@ def build_bundle(run: RunFolder, store: ModelStore, options: BuildOptions, *, pr
     hot = run.largest_domains(options.hot_domains)
     named = [*(n for n in hot if n not in options.domain_graphs), *options.domain_graphs]
     with tempfile.TemporaryDirectory() as scratch:
-        planned, evidence = choose_form(run, options.form, named, Path(scratch) / "forms", progress)
-        work = _Build(planned, options, Path(scratch), progress, evidence)
+        masked, mask_cost = apply_masks(run) if options.expert_masks else (run, {})
+        planned, evidence = choose_form(masked, options.form, named, Path(scratch) / "forms", progress)
+        wanted = options.experts or ("auto" if options.form == "auto" else None)
+        planned, experts = choose_expert_forms(planned, wanted, Path(scratch) / "experts", progress)
+        work = _Build(planned, options, Path(scratch), progress, evidence, experts, mask_cost)
         return work.publish(store)
 
 
@@ -117,6 +125,8 @@ class _Build:
         scratch: Folder for candidates.
         progress: Told the name of each step.
         form_evidence: Why these are the graphs, by key.
+        expert_evidence: How chosen experts are computed and why, by key.
+        mask_cost: What masks of experts change, by key of the run's own graphs.
         graphs, golden, errors: What was made so far.
         compared: Validation rows of the parts with scores of fp32 and of what is served.
     """
@@ -126,6 +136,8 @@ class _Build:
     scratch: Path
     progress: Progress
     form_evidence: dict[str, JsonValue]
+    expert_evidence: dict[str, dict[str, JsonValue]] = field(default_factory=dict)
+    mask_cost: dict[str, dict[str, JsonValue]] = field(default_factory=dict)
     graphs: dict[str, Graph] = field(default_factory=dict)
     golden: dict[str, tuple[GraphArrays, NDArray[np.float32]]] = field(default_factory=dict)
     errors: dict[int, float] = field(default_factory=dict)
@@ -142,7 +154,9 @@ class _Build:
                 told: dict[str, JsonValue] = dict(self.form_evidence)
                 told["precision"] = {"overall": verdict.told()}
                 plain = replace(options, precision="fp32")
-                again = _Build(self.run, plain, self.scratch, self.progress, told)
+                again = replace(
+                    self, options=plain, form_evidence=told, graphs={}, golden={}, errors={}, compared=[]
+                )
                 bundle = again.publish(store)
             else:
                 self.progress("write golden rows and the feature snapshot")
@@ -199,11 +213,13 @@ class _Build:
             precision=chosen.precision,
         )
         self.progress(f"check parity of graph '{key}' for {len(part.domains)} domains")
-        reference = part.reference_graph(schema) if graph.is_specialised else graph
+        is_own = not graph.is_specialised and part.reference is None
+        reference = graph if is_own else part.reference_graph(schema)
         limit = MAX_ERROR if chosen.precision == "fp32" else MAX_CHANGE
         report = _parity(self.run, part, reference, entry, folder, limit=limit)
         self.errors |= report.domain_errors
         drawn = self.run.sampler(seed=GOLDEN_SEED).golden(part.domains)
+        require_clear_choice(reference, drawn)
         self.golden[key] = (_fed(drawn, entry), _expected(reference, drawn, entry, folder))
         self.graphs[key] = entry.model_copy(
             update={
@@ -221,6 +237,10 @@ class _Build:
             told["precision_evidence"] = chosen.evidence
         if found := self.form_evidence.get(part.key):
             told["form_evidence"] = found
+        if experts_form := self.expert_evidence.get(part.key):
+            told["experts_form"] = experts_form
+        if cost := self.mask_cost.get(part.key):
+            told["expert_masks"] = cost
         return told
 
     def _verdict(self) -> Verdict | None:

@@ -51,6 +51,7 @@ class Part:
         model: Best weights, in evaluation mode.
         calibrator: Lines of every domain and the fallback.
         domains: Indices of the domains it serves; D stands for unknown domains.
+        reference: The same model in the form that its graph is held to; None where that is its own.
     """
 
     key: str
@@ -58,6 +59,7 @@ class Part:
     model: CtrModel
     calibrator: Calibrator
     domains: tuple[int, ...]
+    reference: CtrModel | None = None
 
     def scoring_graph(self, schema: FeatureSchema) -> ScoringGraph:
         """The model with its calibrators, ready to export; specialised unless it is whole."""
@@ -66,7 +68,7 @@ class Part:
 
     def reference_graph(self, schema: FeatureSchema) -> ScoringGraph:
         """The same with nothing removed: what the specialised form is held to."""
-        return ScoringGraph(self.model, schema, self._calibrators())
+        return ScoringGraph(self.reference or self.model, schema, self._calibrators())
 
     def experts_held(self, *, specialised: bool) -> dict[str, JsonValue]:
         """Experts in the graph and in the model, by level; nothing where the model has no masks."""

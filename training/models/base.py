@@ -110,6 +110,10 @@ class Ranker(nn.Module, ABC):
         logits: Tensor = self(sides)
         return logits, None
 
+    def choice_margins(self, sides: Sides) -> Tensor | None:  # noqa: ARG002 (no choice, no margin)
+        """(N,) float32: how much better the last expert chosen is than the best one left; None without."""
+        return None
+
     def with_heads(self, sides: Sides) -> tuple[Tensor, Heads | None]:
         """Logits (N,) float32, and the heads where the method trains each on its own."""
         logits: Tensor = self(sides)

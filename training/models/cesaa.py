@@ -20,7 +20,7 @@ from torch import Tensor
 
 from service.contract.errors import SchemaError
 from training.models.base import Ranker, Sides
-from training.models.cesaa_form import RoutedForm, cesaa_form
+from training.models.cesaa_form import FixedSet, RoutedForm, cesaa_form
 from training.models.fusion import Fusion, fused, without_domain
 from training.models.layers import StackedExperts
 from training.models.routed_experts import GroupedExperts
@@ -51,6 +51,10 @@ class Cesaa(MlpTowerRanker):
         mi_prior: P(D) in it.
         dropout: Drop rate after each hidden layer.
         batch_norm: Whether hidden layers of the experts are normalised, over all rows.
+
+    Attributes:
+        routed_form: How inference computes the chosen experts.
+        fixed: Domains whose rows all use one set of experts in inference, by index.
 
     Raises:
         SchemaError: k does not fit, or `concat` without a shared expert.
@@ -115,6 +119,7 @@ class Cesaa(MlpTowerRanker):
         self.shared = experts(1) if shared_expert else None
         self.register_buffer("mi_weight", torch.tensor(float(mi_weight)), persistent=True)
         self.routed_form: RoutedForm = GroupedExperts
+        self.fixed: dict[int, FixedSet] = {}
         self._penalty: Tensor | None = None
 
     @property

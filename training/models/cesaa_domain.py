@@ -3,8 +3,7 @@
     chosen by row      the gate over the experts that the domain's mask leaves
     chosen for good    where the gate reads the domain alone, or where one set is given: no gate at all
 
-Invariant: the first, and the second with the gate's own choice, give the logits of the whole model for rows
-of the domain, up to rounding; a given set gives those of that set with the given weights.
+Invariant: the logits are those of the whole model in inference form for rows of the domain, up to rounding.
 
 Source: CESAA, arXiv 2411.06826; the forms are ours.
 """
@@ -27,20 +26,13 @@ from training.models.topk_gate import choose
 
 
 @torch.no_grad()
-def cesaa_of_one_domain(
-    ranker: Cesaa,
-    domain: int,
-    vector: Tensor,
-    *,
-    static: tuple[Sequence[int], Sequence[float]] | None = None,
-) -> CesaaForm:
+def cesaa_of_one_domain(ranker: Cesaa, domain: int, vector: Tensor) -> CesaaForm:
     """A ranker of one domain.
 
     Args:
         ranker: As trained.
         domain: Index, D for the unknown domain.
         vector: (domain_width,) float32 embedding of the domain, the last columns of what `ranker` reads.
-        static: Experts and weights for every row, in the place of the gate's choice.
     """
     own = copy.deepcopy(ranker).eval()
     fold_batch_norm(own)
@@ -50,7 +42,8 @@ def cesaa_of_one_domain(
             fold_domain(own.shared, vector)
     fold_domain(own.linear, vector)
     own.linear.request.bias.add_(own.domain_bias.weight[domain])
-    gate, routed = _choice(own, domain, vector) if static is None else _fixed(own, *static)
+    fixed = own.fixed.get(domain)
+    gate, routed = _choice(own, domain, vector) if fixed is None else _fixed(own, *fixed)
     return CesaaForm(
         gate=gate,
         routed=routed,

@@ -8,7 +8,7 @@ Source: CESAA, arXiv 2411.06826; the forms are ours.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,6 +29,25 @@ RoutedForm = Callable[[ExpertStack], nn.Module]
 """Makes from E experts a module that gives (N, H) from sides, experts (N, k) and weights (N, k)."""
 
 
+FixedSet = tuple[Sequence[int], Sequence[float]]
+"""k experts and their weights."""
+
+
+def _fixed_tables(fixed: Mapping[int, FixedSet], top_k: int) -> dict[str, Tensor]:
+    """By domain index up to the last that has a set, and one row more: whether, experts, weights."""
+    size = max(fixed) + 2
+    tables = {
+        "is_fixed": torch.zeros(size, 1, dtype=torch.bool),
+        "fixed_experts": torch.zeros(size, top_k, dtype=torch.int64),
+        "fixed_weights": torch.zeros(size, top_k),
+    }
+    for domain, (experts, weights) in fixed.items():
+        tables["is_fixed"][domain] = True
+        tables["fixed_experts"][domain] = torch.tensor(list(experts))
+        tables["fixed_weights"][domain] = torch.tensor(list(weights))
+    return tables
+
+
 class ClearGate(nn.Module):
     """The gate without noise.
 
@@ -39,6 +58,7 @@ class ClearGate(nn.Module):
         by_domain: Whether `clean` reads the domain embedding alone.
         allowed: (D + 1, E) bool; None where every domain may choose every expert.
         numbers: What the experts it chooses from are called outside; None for 0 to E - 1.
+        fixed: Experts and weights of domains that have one set for all rows, by index.
     """
 
     def __init__(
@@ -50,8 +70,13 @@ class ClearGate(nn.Module):
         by_domain: bool,
         allowed: Tensor | None,
         numbers: Sequence[int] | None = None,
+        fixed: Mapping[int, FixedSet] | None = None,
     ) -> None:
         super().__init__()
+        self.fixes = bool(fixed)
+        if fixed:
+            for name, table in _fixed_tables(fixed, top_k).items():
+                self.register_buffer(name, table)
         self.is_renumbered = numbers is not None
         if numbers is not None:
             self.register_buffer("numbers", torch.tensor(list(numbers)))
@@ -73,7 +98,21 @@ class ClearGate(nn.Module):
         if self.masks:
             by_request = self.get_buffer("forbidden").index_select(0, sides.domain)
             logits = logits + at_rows(by_request, sides.request_index)
-        return choose(logits, self.top_k)
+        routing = choose(logits, self.top_k)
+        if not self.fixes:
+            return routing
+
+        def of_rows(name: str) -> Tensor:
+            table = self.get_buffer(name)
+            place = sides.domain.clamp_max(table.shape[0] - 1)
+            return at_rows(table.index_select(0, place), sides.request_index)
+
+        here = of_rows("is_fixed")
+        return Routing(
+            logits,
+            torch.where(here, of_rows("fixed_experts"), routing.experts),
+            torch.where(here, of_rows("fixed_weights"), routing.weights),
+        )
 
     def named(self, experts: Tensor) -> Tensor:
         """Experts (N, k) int64 as they are called outside."""
@@ -165,6 +204,15 @@ class CesaaForm(Ranker):
             logits = logits + at_rows(bias, sides.request_index)
         return logits.squeeze(1), self.gate.named(routing.experts)
 
+    def choice_margins(self, sides: Sides) -> Tensor:
+        """(N,) float32; infinite where nothing is left to choose from."""
+        routing: Routing = self.gate(sides)
+        k = routing.experts.shape[1]
+        if isinstance(self.gate, FixedGate) or routing.logits.shape[1] == k:
+            return torch.full((sides.row.shape[0],), torch.inf)
+        best = routing.logits.topk(k + 1, dim=1).values
+        return best[:, k - 1] - best[:, k]
+
 
 @torch.no_grad()
 def cesaa_form(ranker: Cesaa, routed_form: RoutedForm) -> CesaaForm:
@@ -177,7 +225,7 @@ def cesaa_form(ranker: Cesaa, routed_form: RoutedForm) -> CesaaForm:
     own = copy.deepcopy(ranker).eval()
     fold_batch_norm(own)
     return CesaaForm(
-        gate=clear_gate(own.gate),
+        gate=clear_gate(own.gate, own.fixed),
         routed=routed_form(own.experts),
         shared=own.shared,
         fusion=own.fusion,
@@ -189,8 +237,8 @@ def cesaa_form(ranker: Cesaa, routed_form: RoutedForm) -> CesaaForm:
     )
 
 
-def clear_gate(gate: TopKGate) -> ClearGate:
-    """The gate of all domains, without noise."""
+def clear_gate(gate: TopKGate, fixed: Mapping[int, FixedSet]) -> ClearGate:
+    """The gate of all domains, without noise; some domains may have one set for all rows."""
     allowed = gate.get_buffer("allowed")
     return ClearGate(
         gate.clean,
@@ -198,6 +246,7 @@ def clear_gate(gate: TopKGate) -> ClearGate:
         domain_width=gate.domain_width,
         by_domain=gate.by_domain,
         allowed=None if bool(allowed.all()) else allowed,
+        fixed=fixed,
     )
 
 
