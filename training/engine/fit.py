@@ -35,11 +35,10 @@ from training.engine.calibrate import Calibrator
 from training.engine.companion import companion
 from training.engine.distributed import ALONE, RankGroup
 from training.engine.errors import RunError
+from training.engine.finish import EVALUATED_SPLITS, measured
 from training.engine.optim import OptimiserSet
 from training.engine.run import (
-    EVALUATED_SPLITS,
     RunResult,
-    measured,
     pick_device,
     refuse_taken,
     train_model,

@@ -9,26 +9,23 @@ was killed and resumed ends with the bits of an unbroken one.
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from training.config import RunConfig
 from training.data.augmented import AugmentedTrain, augment_train
 from training.data.dataset import Batch, RowReader
 from training.data.prepared import PreparedDataset
-from training.engine.artefacts import RunFolder, save_json, save_model, save_predictions
+from training.engine.artefacts import RunFolder, save_json
 from training.engine.average import WeightAverage
-from training.engine.calibrate import GLOBAL_ONLY, Calibrator, fit_calibrator, identity_calibrator
 from training.engine.checkpoint import CheckpointFile
 from training.engine.distributed import ALONE, RankGroup, own_gpu
 from training.engine.errors import RunError
-from training.engine.evaluate import Predictions, evaluate_scores
+from training.engine.evaluate import Predictions
 from training.engine.files import write_text
+from training.engine.finish import EVALUATED_SPLITS, measured, write_judged
 from training.engine.hook import LoopHook
 from training.engine.loop import Plan, TrainLoop
 from training.engine.monitor import EarlyStop
@@ -42,8 +39,6 @@ from training.metrics import Evaluation
 from training.models.base import CtrModel
 from training.models.build import build_model
 from training.track import NoLog, Quiet, RunLog, Watcher
-
-EVALUATED_SPLITS = ("valid", "test")
 
 HookMaker = Callable[[CtrModel, OptimiserSet, RunLog, Watcher], LoopHook]
 """Makes the hook of a run from its model, optimisers, log and watcher."""
@@ -332,65 +327,19 @@ def _finish(
 ) -> dict[str, Any]:
     """Write everything that follows from the best weights; gives the content of `metrics.json`."""
     started = time.perf_counter()
-    weights = save_model(folder.model, loop.model, config=config.model, schema=prepared.schema)
-    calibrator = _calibrator(config, predictions["valid"], prepared)
-    calibrator.save(folder.calibration)
-    metrics: dict[str, Any] = {"raw": {}}
-    oracle: dict[str, Any] = {}
-    for split, rows in predictions.items():
-        scores = calibrator.apply(rows.logit, rows.domain)
-        save_predictions(folder.predictions(split), rows, scores, domain_names=prepared.schema.domains)
-        metrics[split] = measured(rows, scores, prepared).to_json_dict()
-        metrics["raw"][split] = measured(rows, sigmoid(rows.logit), prepared).to_json_dict()
-        if rows.knows_truth:
-            oracle[split] = measured(rows, rows.true_probability, prepared).to_json_dict()
-    if oracle:
-        metrics["oracle"] = oracle
+    metrics = write_judged(config, prepared, folder, model=loop.model, predictions=predictions)
     position = loop.position
     metrics |= {
-        "name": config.name,
-        "model": config.model.type,
-        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seed": config.training.seed,
         "best_epoch": loop.stop.best_epoch,
         "best_step": loop.stop.best_step,
         "steps": position.step,
         "seconds": round(position.train_s + position.evaluate_s + time.perf_counter() - started, 3),
         "train_s": round(position.train_s, 3),
         "rows_per_s": round(position.rows / position.train_s, 1) if position.train_s else 0.0,
-        "digests": {
-            "config": config.digest,
-            "data": prepared.data_digest,
-            "schema": prepared.schema.digest,
-            "weights": weights,
-        },
     }
     metrics |= more
     save_json(folder.metrics, metrics)
     return metrics
-
-
-def _calibrator(config: RunConfig, valid: Predictions, prepared: PreparedDataset) -> Calibrator:
-    settings = config.calibration
-    if settings.method == "none":
-        return identity_calibrator(prepared.schema.domains)
-    return fit_calibrator(
-        logits=valid.logit,
-        labels=valid.label,
-        domains=valid.domain,
-        users=valid.user_code,
-        domain_names=prepared.schema.domains,
-        strengths=(*settings.strengths, *([GLOBAL_ONLY] if settings.global_only else [])),
-        num_folds=settings.num_folds,
-        seed=config.training.seed,
-    )
-
-
-def measured(rows: Predictions, scores: NDArray[np.float64], prepared: PreparedDataset) -> Evaluation:
-    """The project's metrics of scores (n,)."""
-    return evaluate_scores(
-        rows, scores, domain_names=prepared.schema.domains, train_rows=prepared.domain_rows["train"]
-    )
 
 
 def headline(metrics: dict[str, Any]) -> dict[str, float]:

@@ -37,13 +37,12 @@ from training.engine.companion import companion
 from training.engine.distributed import ALONE, RankGroup
 from training.engine.evaluate import Predictions
 from training.engine.files import write_text
+from training.engine.finish import EVALUATED_SPLITS, measured
 from training.engine.platt import sigmoid
 from training.engine.row_view import RowView, rows_of_domains, view
 from training.engine.run import (
-    EVALUATED_SPLITS,
     RunResult,
     headline,
-    measured,
     open_log,
     run_identity,
     train_model,

@@ -26,9 +26,9 @@ from training.config import RunConfig
 from training.data.dataset import RowReader
 from training.data.prepared import PreparedDataset
 from training.engine.evaluate import Predictions
+from training.engine.finish import measured
 from training.engine.optim import OptimiserSet
 from training.engine.platt import sigmoid
-from training.engine.run import measured
 from training.engine.score import predict_split
 from training.metrics import Evaluation
 from training.models.base import CtrModel
