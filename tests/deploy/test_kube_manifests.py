@@ -30,7 +30,7 @@ from tests.deploy.kube_render import (
     render,
     write_overlay,
 )
-from tests.deploy.kube_tools import ToolMissingError, kubectl
+from tests.deploy.kube_tools import ROOT, ToolMissingError, kubectl
 
 PROMISE = re.compile(r"Kubernetes (1\.\d+) to (1\.\d+)")
 USAGE_ERROR: Any = typer.BadParameter.__base__
@@ -101,7 +101,7 @@ def rendered(name: str) -> tuple[Object, ...]:
     if not component:
         return tuple(render(tool(), K8S / overlay))
     images = [{"name": "ctr-service", "newTag": "0.1.0"}]
-    folder = K8S.parent / "build" / "k8s" / component
+    folder = ROOT / "runs" / "deploy" / "k8s" / component
     write_overlay(folder, overlay, namespace="ctr-domains", components=[component], images=images)
     return tuple(render(tool(), folder))
 
