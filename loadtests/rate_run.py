@@ -21,7 +21,7 @@ from loadtests.record import Run
 from loadtests.recorder import Recorder
 
 MAX_BODIES = 5000
-CONNECTIONS = 64
+CONNECTIONS = 256  # more than two workers take at a time, so that refusing is theirs to do
 
 
 def rate_run(

@@ -59,6 +59,7 @@ def over_time(run: Run) -> str:
     below.set_ylabel("requests per second")
     below.set_xlabel("intended start, s since the run began")
     for axes in (above, below):
+        axes.set_xlim(edges[0], edges[-1])
         axes.grid(alpha=0.25)
         axes.legend(loc="upper left", fontsize=8)
     return picture(figure, "Latency and rate over time")
