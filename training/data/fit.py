@@ -91,10 +91,12 @@ class _Moments:
         self.weight = joint
 
     def encoder(self, spec: StandardiseSpec) -> StandardiseEncoder:
-        std = float(np.sqrt(self.spread / self.weight)) if self.weight else 0.0
-        usable = std > 1e-12 * max(1.0, abs(self.mean))
+        mean = self.mean if spec.centre else 0.0
+        square = self.spread / self.weight + (self.mean - mean) ** 2 if self.weight else 0.0
+        std = float(np.sqrt(square))
+        usable = std > 1e-12 * max(1.0, abs(mean))
         return StandardiseEncoder(
-            mean=self.mean, std=std if usable else 1.0, transform=spec.transform, clip=spec.clip
+            mean=mean, std=std if usable else 1.0, transform=spec.transform, clip=spec.clip
         )
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from service.contract.encode import EncodedBlock
 from service.contract.files import write_atomic
 from service.contract.layout import entity_layout
-from service.contract.schema import Entity, FeatureSchema
+from service.contract.schema import DotPair, Entity, FeatureSchema
 from training.data.base_schema import base_schema
 from training.data.counting import count_log
 from training.data.encode_table import TableEncoder
@@ -90,6 +90,7 @@ def prepare(
     made = make_history(
         description, encoded.schema, tables[Entity.USER], tables[Entity.ITEM], encoded.blocks[Entity.ITEM]
     )
+    made.pairs += [DotPair(name=dot.name, left=dot.left, right=dot.right) for dot in description.dots]
     reader = RowKeyReader(description, encoded.schema, tables, encoded.blocks)
     statistics, sample = count_log(log, cuts, scan, reader, tables, report)
     aucs = check_inputs(encoded.schema, encoded.blocks, sample)

@@ -113,6 +113,9 @@ class StandardiseSpec(Strict):
 
     type: Literal["standardise"]
     transform: Literal["none", "log1p"] = "none"
+    centre: bool = Field(
+        default=True, description="False divides by the root mean square and leaves 0 at 0, for vectors."
+    )
     clip: float = Field(default=8.0, gt=0)
 
 
@@ -177,6 +180,14 @@ class NumericSpec(_FeatureSpec):
     column: str | None = None
     encoder: EncoderChoice = StandardiseSpec(type="standardise")
     width: int = Field(default=1, ge=1, le=1024)
+
+
+class DotSpec(Strict):
+    """Row-level number: the dot product of two vectors of equal width, as the exported graph computes it."""
+
+    name: Name
+    left: str
+    right: str
 
 
 FeatureSpec = Annotated[CategoricalSpec | MultiSpec | SequenceSpec | NumericSpec, Field(discriminator="kind")]
@@ -323,6 +334,7 @@ class DatasetDescription(Strict):
     split: Annotated[SplitRule, BeforeValidator(_empty)] = SplitRule()
     outcomes: tuple[str, ...] = ()
     features: tuple[FeatureSpec, ...] = Field(min_length=1)
+    dots: tuple[DotSpec, ...] = ()
     statistics: Annotated[StatisticsSpec, BeforeValidator(_empty)] = StatisticsSpec()
     history: Annotated[HistorySpec, BeforeValidator(_empty)] = HistorySpec()
 

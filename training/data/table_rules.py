@@ -12,6 +12,7 @@ from training.data.table import (
     BucketiseSpec,
     CategoricalSpec,
     DatasetDescription,
+    DotSpec,
     FactorsSpec,
     FeatureSpec,
     HistorySpec,
@@ -20,6 +21,7 @@ from training.data.table import (
     RatioSpec,
     SequenceSpec,
     SplitRule,
+    StandardiseSpec,
     TimePart,
     input_columns,
 )
@@ -47,6 +49,8 @@ def check_description(description: DatasetDescription) -> None:
     _check_targets(description)
     for key in description.statistics.keys:
         _check_key(description, key)
+    for dot in description.dots:
+        _check_dot(description, dot)
     _check_history(description)
 
 
@@ -204,6 +208,25 @@ def _check_key(description: DatasetDescription, key: KeySpec) -> None:
                 f"{place}: both keys belong to {holder.entity}; the second must be of another "
                 "entity or `domain`"
             )
+
+
+def _check_dot(description: DatasetDescription, dot: DotSpec) -> None:
+    sides = []
+    for name in (dot.left, dot.right):
+        feature = description.feature(name)
+        plain = isinstance(feature, NumericSpec) and isinstance(feature.encoder, StandardiseSpec)
+        if not isinstance(feature, NumericSpec) or not plain:
+            raise DescriptionError(f"dots '{dot.name}': '{name}' is no standardised numeric feature")
+        if isinstance(feature.encoder, StandardiseSpec) and feature.encoder.centre:
+            raise DescriptionError(
+                f"dots '{dot.name}': '{name}' is centred, which bends dot products; set encoder.centre: false"
+            )
+        sides.append(feature)
+    if sides[0].width != sides[1].width:
+        raise DescriptionError(
+            f"dots '{dot.name}': '{dot.left}' has width {sides[0].width}, '{dot.right}' {sides[1].width}; "
+            "they must be equal"
+        )
 
 
 def _check_history(description: DatasetDescription) -> None:

@@ -47,7 +47,7 @@ from training.engine.score import predict_split
 from training.engine.split import cluster_rows, evaluate_split, train_split
 from training.masks.mask_run import check_masks
 from training.models.base import CtrModel
-from training.models.config import AreadConfig, wants_clusters
+from training.models.config import AreadConfig, SyncrecConfig, wants_clusters
 from training.track import Quiet, RunLog, Watcher
 
 __all__ = [
@@ -92,6 +92,7 @@ def run_training(
     """
     job = Job(config, prepared, make_lookahead, resume=resume, watcher=watcher or Quiet(), group=group)
     version = config.clustering.version
+    _check_trained_here(config)
     _check_towers(config)
     check_masks(config)
     if not resume:
@@ -175,6 +176,14 @@ def evaluate_run(run: Path, split: str, *, watcher: Watcher | None = None) -> di
     rows = predict_split(model, prepared, split, batch_size=size, device=device, watcher=watcher)
     scores = Calibrator.load(folder.calibration).apply(rows.logit, rows.domain)
     return dict(measured(rows, scores, prepared).to_json_dict())
+
+
+def _check_trained_here(config: RunConfig) -> None:
+    if isinstance(config.model, SyncrecConfig):
+        raise RunError(
+            "model.type is syncrec, which does not learn from impressions: train it by "
+            "`ctr-train sequence fit`, then fit its click probabilities by `ctr-train sequence calibrate`"
+        )
 
 
 def _check_towers(config: RunConfig) -> None:

@@ -24,6 +24,7 @@ from training.models.config import (
     PepNetConfig,
     PleConfig,
     StarConfig,
+    SyncrecConfig,
     TowerChoice,
     TowerConfig,
 )
@@ -40,6 +41,7 @@ from training.models.ple import Ple
 from training.models.pyramid import Pyramid
 from training.models.pyramid_gates import DomainGates
 from training.models.star import Star
+from training.models.syncrec import SyncrecInputs, SyncrecRanker
 from training.models.towers import check_towers
 
 _PLAIN: dict[type[ModelPart], Callable[..., Ranker]] = {Dcnv2Config: Dcnv2, DeepFmConfig: DeepFm}
@@ -68,6 +70,8 @@ def build_model(
     """
     if isinstance(config, HierConfig):
         return _hier(config, schema, tower_of_domain)
+    if isinstance(config, SyncrecConfig):
+        return _syncrec(config, schema, tower_of_domain)
     inputs = _input_layer(config.inputs, schema)
     return CtrModel(inputs, _ranker(config, schema, inputs, tower_of_domain))
 
@@ -144,9 +148,7 @@ def _cesaa(config: CesaaConfig, num_domains: int, inputs: InputLayer) -> Cesaa:
     )
 
 
-def _hier(
-    config: HierConfig, schema: FeatureSchema, tower_of_domain: Sequence[int] | None
-) -> CtrModel:
+def _hier(config: HierConfig, schema: FeatureSchema, tower_of_domain: Sequence[int] | None) -> CtrModel:
     if tower_of_domain is not None:
         raise SchemaError("model hier has no towers, but a tower_of_domain is given")
     inputs = HierInputs(schema, **config.model_dump(exclude={"type"}))
@@ -154,6 +156,13 @@ def _hier(
         num_domains=schema.num_domains, width=config.width, num_exemplars=config.num_exemplars
     )
     return CtrModel(inputs, ranker)
+
+
+def _syncrec(config: SyncrecConfig, schema: FeatureSchema, tower_of_domain: Sequence[int] | None) -> CtrModel:
+    if tower_of_domain is not None:
+        raise SchemaError("model syncrec has no towers, but a tower_of_domain is given")
+    inputs = SyncrecInputs(schema, **config.model_dump(exclude={"type"}))
+    return CtrModel(inputs, SyncrecRanker(num_domains=schema.num_domains, width=config.width))
 
 
 def _aread(

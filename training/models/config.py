@@ -312,6 +312,37 @@ class HierConfig(ModelPart):
     exemplar_temperature: float = Field(default=1.0, gt=0)
 
 
+class SyncrecConfig(ModelPart):
+    """SyNCRec (arXiv 2407.11245) as it serves; `ctr-train sequence calibrate` writes it.
+
+    Attributes:
+        history: The user's sequence feature.
+        item_field: Its field with the items.
+        domain_field: Its field with the domains.
+        item: The item's id feature.
+        width: Of all vectors.
+        max_len: Most events that are read.
+        num_experts: Experts.
+        num_layers: Of each.
+        num_heads: Of each layer.
+        gate: What gates read.
+        single_domains: Domains that are served by the view of their own events alone.
+    """
+
+    type: Literal["syncrec"] = "syncrec"
+    history: str = "history"
+    item_field: str = "item"
+    domain_field: str = "domain"
+    item: str = "item_id"
+    width: Width = 64
+    max_len: int = Field(default=50, ge=1, le=512)
+    num_experts: int = Field(default=3, ge=2, le=32)
+    num_layers: int = Field(default=2, ge=1, le=16)
+    num_heads: int = Field(default=1, ge=1, le=16)
+    gate: Literal["prefix_mean", "flat"] = "prefix_mean"
+    single_domains: tuple[str, ...] = ()
+
+
 def wants_clusters(config: ModelPart) -> bool:
     """Whether a model reads which cluster each domain is in, a table that is not the config's to say."""
     if isinstance(config, AreadConfig):
@@ -328,6 +359,7 @@ ModelConfig = Annotated[
     | PepNetConfig
     | AreadConfig
     | CesaaConfig
-    | HierConfig,
+    | HierConfig
+    | SyncrecConfig,
     Field(discriminator="type"),
 ]

@@ -39,7 +39,9 @@ def open_log(config: EventsConfig, data: Path) -> EventLog:
     """
     return read_log(
         data / config.file,
-        EventColumns(config.user, config.item, config.domain, config.order, config.time),
+        EventColumns(
+            config.user, config.item, config.domain, config.order, config.time, as_lists=config.as_lists
+        ),
         num_valid=config.num_valid,
         num_test=config.num_test,
         domain_names=_names(config, data),

@@ -37,6 +37,9 @@ class EventsConfig(Part):
     Attributes:
         file: Its name.
         user, item, domain, order, time: Columns; without `time`, `order` is the time.
+        time_unit: Of `time`, since 1970; null where it is no clock time.
+        as_lists: The table has a row per user, and lists of items and domains, the oldest event first;
+            `order` and `time` are not read.
         domain_names: Names of the domains; null takes their ids.
         num_valid, num_test: Newest events of each user to hold out.
     """
@@ -47,6 +50,8 @@ class EventsConfig(Part):
     domain: str = "domain_id"
     order: str = "position"
     time: str | None = None
+    time_unit: Literal["s", "ms"] | None = None
+    as_lists: bool = False
     domain_names: DomainNames | None = None
     num_valid: PositiveInt = 1
     num_test: PositiveInt = 1

@@ -22,6 +22,7 @@ from service.contract.schema import FIRST_ID, UNKNOWN_ID
 from training.sequences.errors import SequenceError
 
 Ints = NDArray[np.int64]
+_PLACE = "place in the list"
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class EventColumns:
         user, item, domain: Ids of any type; they become text.
         order: What a user's events are ordered by; equal values keep the file's order.
         time: When it happened, for cuts in time; the order column where there is none.
+        as_lists: Whether a row is a user, with lists of items and domains, the oldest event first; then
+            neither order nor time is read.
     """
 
     user: str
@@ -39,6 +42,13 @@ class EventColumns:
     domain: str
     order: str
     time: str | None = None
+    as_lists: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        """Columns that are read."""
+        listed = [self.user, self.item, self.domain]
+        return listed if self.as_lists else [*listed, *dict.fromkeys([self.order, self.time or self.order])]
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,14 +165,17 @@ def read_log(
     Raises:
         SequenceError: The file or a column is missing, a value is null, or there is no event.
     """
-    wanted = [columns.user, columns.item, columns.domain, columns.order]
-    wanted += [] if columns.time is None else [columns.time]
+    wanted = columns.names
     try:
         table = pl.read_parquet(path)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise SequenceError(f"{path}: cannot be read as parquet: {error}") from error
     if missing := sorted(set(wanted) - set(table.columns)):
         raise SequenceError(f"{path}: no column {missing[0]!r}; it has {', '.join(table.columns)}")
+    if columns.as_lists:
+        table = _unrolled(table, columns)
+        columns = replace(columns, order=_PLACE, time=None, as_lists=False)
+        wanted = columns.names
     if not len(table):
         raise SequenceError(f"{path}: holds no event")
     if nulls := [name for name in wanted if table[name].null_count()]:
@@ -184,6 +197,14 @@ def read_log(
         num_valid=num_valid,
         num_test=num_test,
     )
+
+
+def _unrolled(table: pl.DataFrame, columns: EventColumns) -> pl.DataFrame:
+    """One row per event of a table of lists."""
+    lists = (columns.item, columns.domain)
+    place = pl.int_ranges(pl.col(columns.item).list.len()).alias(_PLACE)
+    table = table.select(columns.user, *lists, place).filter(pl.col(_PLACE).list.len() > 0)
+    return table.explode(*lists, _PLACE)
 
 
 def _log(

@@ -42,7 +42,7 @@ ITEMS = 30
 NUM_USERS, LENGTH = 4_000, 26
 NUM_TYPES, ITEMS_OF_TYPE, FAITHFUL = 10, 3, 0.95
 """Hidden types of users, items of each domain that a type picks from, and how often it does."""
-CHAIN = (0.45, 0.25, 0.15, 0.10)
+CHAIN = (0.55, 0.25, 0.12, 0.06)
 """How often C goes to each of the states that may follow a state; else to any."""
 NUM_STEPS, BATCH = 400, 64
 LEAST_SERVED_C, LARGEST_LOSS, PHI_LIMIT = 0.90, 0.02, -0.1

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from training.config import load_tree
 from training.engine.artefacts import RunFolder, save_json
 from training.engine.checkpoint import CheckpointFile, load_tensors, weights_digest
 from training.engine.files import write_atomically, write_text
@@ -254,6 +255,16 @@ def _save(
     }
     write_atomically(path, lambda part: torch.save(content, part))
     return digest
+
+
+def trained_until_ms(run: Path, model: SequenceModel) -> int | None:
+    """When the last train event of a run was, ms since 1970; None where events have no clock time."""
+    config = load_tree(RunFolder(run).config, (), SequenceConfig)
+    unit = config.events.time_unit
+    if unit is None or config.events.as_lists:
+        return None
+    # A second in the log lasts until its last millisecond.
+    return 1000 * model.trained_until + 999 if unit == "s" else model.trained_until
 
 
 def load_sequence_model(run: Path) -> SequenceModel:
