@@ -10,7 +10,7 @@ WORK ?= runs/demo
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-quick test-deploy check format serve bench bench-serve load clean
+.PHONY: help setup run test test-quick test-deploy check format serve bench bench-serve bench-export bench-gpu load clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,12 @@ bench-serve: $(STAMP) ## What serving costs beside the bare graph, each figure w
 
 load: $(WORK)/models/aliases.json ## A minute of users, then planned arrivals, held to loadtests/slo.yaml
 	$(BIN)/python -m loadtests.campaign --store $(WORK)/models --routing loadtests/routing.yaml --out runs/load
+
+bench-export: $(STAMP) ## Compiled graphs beside a plain exporter's: rows a second, parity, memory
+	$(BIN)/python -m loadtests.bench_export --json runs/bench-export/figures.json
+
+bench-gpu: $(STAMP) ## The same graphs on a GPU, where the machine and the runtime have one
+	$(BIN)/python -m loadtests.bench_export.gpu --json runs/bench-gpu/figures.json
 
 clean: ## Remove caches and the demo's output; .venv stays
 	rm -rf $(WORK) build .mypy_cache .ruff_cache .hypothesis .import_linter_cache

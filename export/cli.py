@@ -1,4 +1,4 @@
-"""`ctr-export`: build, verify, inspect and name bundles."""
+"""`ctr-export`: build, verify, inspect, compare, recalibrate and name bundles."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from export.card import cluster_graphs, clustering_line, graph_work
 from export.errors import ExportError
-from service.contract.bundle import Bundle
 from service.contract.errors import ContractError
-from service.contract.manifest import Clustering, Manifest
 from service.contract.store import ModelStore
 
 app = typer.Typer(
@@ -53,6 +49,15 @@ class PrecisionOption(StrEnum):
     AUTO = "auto"
 
 
+class ExpertsOption(StrEnum):
+    """How a graph computes the experts that its rows chose."""
+
+    AUTO = "auto"
+    GROUPED = "grouped"
+    DENSE = "dense"
+    FUSED = "fused"
+
+
 StoreOption = Annotated[Path, typer.Option(help="Model store: a folder of bundles and aliases.json.")]
 BundleArgument = Annotated[
     str, typer.Argument(help="Alias, bundle id, or the id's first 6 or more characters.")
@@ -76,14 +81,19 @@ def build(
     ] = "",
     form: Annotated[
         FormOption | None,
-        typer.Option(
-            help="Graphs: one, one per cluster, own ones of hot domains, or the fastest."
-        ),
+        typer.Option(help="Graphs: one, one per cluster, own ones of hot domains, or the fastest."),
     ] = None,
     precision: Annotated[
         PrecisionOption, typer.Option(help="Of the graphs; lower ones only behind the gate of the card.")
     ] = PrecisionOption.FP32,
+    experts: Annotated[
+        ExpertsOption | None,
+        typer.Option(help="How experts that rows chose are computed; with --form auto the fastest."),
+    ] = None,
     *,
+    expert_masks: Annotated[
+        bool, typer.Option(help="Let domains choose only the experts that hold nearly all their routing.")
+    ] = False,
     snapshot: Annotated[bool, typer.Option(help="Put user and item rows into the bundle.")] = True,
 ) -> None:
     """Export a run, check it against torch for every domain, publish it as a bundle."""
@@ -99,6 +109,8 @@ def build(
         domain_graphs=tuple(part.strip() for part in domain_graphs.split(",") if part.strip()),
         form=None if form is None else form.value,
         precision=precision.value,
+        experts=None if experts is None else experts.value,
+        expert_masks=expert_masks,
     )
     with console.status("read the run") as status:
         bundle = build_bundle(RunFolder.open(run), ModelStore(store), options, progress=status.update)
@@ -115,24 +127,59 @@ def build(
 
 @app.command()
 def verify(bundle: BundleArgument = "stable", store: StoreOption = Path("models")) -> None:
-    """Check every digest and replay the golden rows on this machine."""
-    from export.package import verify_bundle
+    """Check every digest; replay the golden rows on this machine, by domain and in several batches."""
+    from export.show import parity_table
+    from export.verify import verify_graphs
 
     opened = ModelStore(store).open(bundle)
-    for graph, error in verify_bundle(opened).items():
-        console.print(f"graph {graph}: golden rows agree, |dp| <= {error:.1e}")
+    console.print(parity_table(opened, verify_graphs(opened)))
     console.print(f"bundle {opened.bundle_id[:12]}: {len(opened.manifest.files)} files verified")
 
 
 @app.command()
 def inspect(bundle: BundleArgument = "stable", store: StoreOption = Path("models")) -> None:
     """Print what a bundle holds."""
+    from export.show import choice_table, cluster_table, domain_table, graph_table
+
     opened = ModelStore(store).open(bundle, verify=False)
     console.print(f"[bold]{opened.manifest.name}[/bold] {opened.manifest.model} {opened.bundle_id}")
-    console.print(_graph_table(opened))
+    console.print(graph_table(opened))
+    if (choices := choice_table(opened.manifest)) is not None:
+        console.print(choices)
     if opened.manifest.clustering is not None:
-        console.print(_cluster_table(opened.manifest, opened.manifest.clustering))
-    console.print(_domain_table(opened.manifest))
+        console.print(cluster_table(opened.manifest, opened.manifest.clustering))
+    console.print(domain_table(opened.manifest))
+
+
+@app.command()
+def diff(
+    first: BundleArgument,
+    second: BundleArgument,
+    store: StoreOption = Path("models"),
+) -> None:
+    """Print what differs between two bundles: schema, domains, figures, graphs, scores of golden rows."""
+    from export.diff import compare
+    from export.show import diff_lines
+
+    where = ModelStore(store)
+    for line in diff_lines(compare(where.open(first), where.open(second))):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def recalibrate(
+    calibration: Annotated[Path, typer.Option(help="A `calibration.json` with the lines of its domains.")],
+    bundle: BundleArgument = "stable",
+    store: StoreOption = Path("models"),
+    alias: Annotated[str, typer.Option(help="Alias to move onto the new bundle; '' moves none.")] = "stable",
+) -> None:
+    """Make a new bundle with other calibrators and nothing else new."""
+    from export.recalibrate import recalibrate as make
+    from training.engine.calibrate import Calibrator
+
+    where = ModelStore(store)
+    made = make(where.open(bundle), Calibrator.load(calibration), where, alias=alias or None)
+    console.print(f"bundle {made.bundle_id[:12]} in {store}: calibrators of {calibration}")
 
 
 @app.command()
@@ -160,36 +207,6 @@ def push(
 
     bundle_id = RemoteStore(url).push(ModelStore(store), bundle, alias=alias)
     console.print(f"alias '{alias}' of {url} points at {bundle_id[:12]}", soft_wrap=True)
-
-
-def _graph_table(bundle: Bundle) -> Table:
-    heads = ("graph", "form", "precision", "nodes", "MACs/row", "MACs/request", "experts", "MiB", "max |dp|")
-    table = Table(*heads, title="Graphs", caption="A row is one candidate.")
-    for name, graph in bundle.manifest.graphs.items():
-        files = (graph.file, *graph.external_files)
-        size = sum(bundle.manifest.files[file].num_bytes for file in files) / 2**20
-        error = "" if graph.max_error is None else f"{graph.max_error:.1e}"
-        table.add_row(name, graph.form, graph.precision, *graph_work(graph), f"{size:.1f}", error)
-    return table
-
-
-def _cluster_table(manifest: Manifest, clustering: Clustering) -> Table:
-    table = Table(
-        "cluster", "domains", "sources", "graph", title="Clusters", caption=clustering_line(clustering)
-    )
-    for k, cluster in enumerate(clustering.clusters):
-        names = ", ".join(cluster.domains), ", ".join(cluster.sources)
-        table.add_row(str(k), *names, ", ".join(cluster_graphs(manifest, k)))
-    return table
-
-
-def _domain_table(manifest: Manifest) -> Table:
-    table = Table("domain", "graph", "train rows", "test AUC", "test ECE", "mean score", title="Domains")
-    for name, entry in sorted(manifest.domains.items(), key=lambda pair: -pair[1].num_train_rows):
-        figures = (entry.metrics.get("test.auc"), entry.metrics.get("test.ece"), entry.mean_score)
-        cells = ["" if value is None else f"{value:.4f}" for value in figures]
-        table.add_row(name, entry.graph, str(entry.num_train_rows), *cells)
-    return table
 
 
 def main() -> None:

@@ -24,6 +24,8 @@ from training.models.pairs import PairLayer
 from training.models.specialise import specialise
 
 OUTPUT = "score"
+CALIBRATOR_SCALE = "calibrator_scale"
+CALIBRATOR_BIAS = "calibrator_bias"
 EXPERTS = "experts"
 """Output with the experts that each row chose, in graphs whose rows choose."""
 
@@ -71,8 +73,8 @@ class ScoringGraph(nn.Module):
             scale, bias = scale[list(domains)], bias[list(domains)]
         num_experts = ranker.num_choices
         self.experts = None if num_experts is None else ExpertChoice(output=EXPERTS, num_experts=num_experts)
-        self.register_buffer("calibrator_scale", torch.from_numpy(scale))
-        self.register_buffer("calibrator_bias", torch.from_numpy(bias))
+        self.register_buffer(CALIBRATOR_SCALE, torch.from_numpy(scale))
+        self.register_buffer(CALIBRATOR_BIAS, torch.from_numpy(bias))
         self.eval()
 
     def forward(
@@ -112,12 +114,19 @@ class ScoringGraph(nn.Module):
             request_index,
         )
         logits, experts = self.model.ranker.with_experts(sides)
-        scale, bias = self.get_buffer("calibrator_scale"), self.get_buffer("calibrator_bias")
+        scale, bias = self.get_buffer(CALIBRATOR_SCALE), self.get_buffer(CALIBRATOR_BIAS)
         if self.reads_domain:
             scale = at_rows(scale.index_select(0, domain), request_index)
             bias = at_rows(bias.index_select(0, domain), request_index)
         scores = torch.sigmoid(scale * logits + bias)
         return scores if experts is None else (scores, experts)
+
+    @property
+    def lines(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Scales and biases of the calibrators inside."""
+        scale: NDArray[np.float32] = self.get_buffer(CALIBRATOR_SCALE).numpy()
+        bias: NDArray[np.float32] = self.get_buffer(CALIBRATOR_BIAS).numpy()
+        return scale, bias
 
     def choice_margins(self, inputs: Sequence[Tensor]) -> Tensor | None:
         """(N,) float32 of `forward`'s inputs in order: how clear each row's choice of experts is, or None."""

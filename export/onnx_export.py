@@ -14,9 +14,18 @@ from typing import Any, Literal
 import onnx
 import torch
 
-from export.graph import EXPERTS, OUTPUT, ScoringGraph, example_inputs, graph_inputs
+from export.graph import (
+    CALIBRATOR_BIAS,
+    CALIBRATOR_SCALE,
+    EXPERTS,
+    OUTPUT,
+    ScoringGraph,
+    example_inputs,
+    graph_inputs,
+)
 from export.macs import count_macs
-from export.passes import optimise
+from export.passes import keep_lines, optimise
+from export.prepack import packed_weights
 from export.weights import WeightFiles
 from service.contract.manifest import Graph, GraphInput
 from service.contract.schema import FeatureSchema
@@ -64,6 +73,9 @@ def trace_graph(graph: ScoringGraph, schema: FeatureSchema) -> onnx.ModelProto:
     """
     proto = _trace(graph, schema)
     optimise(proto)
+    if isinstance(graph, ScoringGraph):
+        scale, bias = graph.lines
+        keep_lines(proto, OUTPUT, (CALIBRATOR_SCALE, scale), (CALIBRATOR_BIAS, bias))
     _drop_unused_inputs(proto)
     _strip_traces(proto)
     onnx.checker.check_model(proto)
@@ -97,7 +109,7 @@ def write_graph(
     macs = count_macs(proto)
     graphs = folder / "graphs"
     graphs.mkdir(parents=True, exist_ok=True)
-    external = weights.move_out(proto, f"{name}.bin")
+    external = weights.move_out(proto, f"{name}.bin", packed_weights(proto))
     (graphs / f"{name}.onnx").write_bytes(proto.SerializeToString(deterministic=True))
     return Graph(
         file=f"graphs/{name}.onnx",

@@ -27,7 +27,7 @@ from export.forms import FormChoice, choose_form
 from export.graph import ScoringGraph
 from export.onnx_export import trace_graph, write_graph
 from export.parity import MAX_ERROR, ParityReport, check_parity, require_clear_choice, torch_scores
-from export.precision import TIMED_ROWS, Chosen, PrecisionChoice, PrecisionJudge
+from export.precision import TIMED_ROWS, Chosen, PrecisionChoice, PrecisionError, PrecisionJudge
 from export.rows import GraphArrays
 from export.run_folder import Part, RunFolder
 from export.validation import LabelledRows, validation_rows
@@ -45,7 +45,7 @@ from service.contract.manifest import (
 )
 from service.contract.schema import Entity
 from service.contract.store import ModelStore
-from service.scoring.golden import check_golden, read_golden, write_golden
+from service.scoring.golden import write_golden
 from service.scoring.predictor import Predictor
 
 MAX_CHANGE = 0.05
@@ -149,6 +149,7 @@ class _Build:
         with store.writer() as writer:
             self._all_graphs(writer.path)
             verdict = self._verdict()
+            self._require_wanted(verdict)
             if verdict is not None and not verdict.admitted:
                 self.progress(f"all graphs in fp32: {verdict.reason}")
                 told: dict[str, JsonValue] = dict(self.form_evidence)
@@ -255,6 +256,21 @@ class _Build:
             reference=np.concatenate([chosen.reference for _, chosen in known]),
             scores=np.concatenate([chosen.scores for _, chosen in known]),
         )
+
+    def _require_wanted(self, verdict: Verdict | None) -> None:
+        """A precision asked for by name is had or refused; `auto` goes on in fp32.
+
+        Raises:
+            PrecisionError: No graph has it, or it is not admitted over all rows.
+        """
+        wanted = self.options.precision
+        if wanted in ("fp32", "auto"):
+            return
+        if verdict is not None and not verdict.admitted:
+            raise PrecisionError(f"precision {wanted} is not admitted: {verdict.reason}")
+        if all(chosen.precision != wanted for _, chosen in self.compared):
+            reasons = "; ".join(dict.fromkeys(str(c.evidence.get("reason")) for _, c in self.compared))
+            raise PrecisionError(f"no graph is served in {wanted}: {reasons}")
 
     def _with_overall(self, graph: Graph, verdict: Verdict | None) -> Graph:
         told = self.form_evidence.get("precision")
@@ -379,18 +395,3 @@ def _provenance(run: RunFolder) -> Provenance:
         libraries={name: metadata.version(name) for name in LIBRARIES}
         | {"python": platform.python_version()},
     )
-
-
-def verify_bundle(bundle: Bundle) -> dict[str, float]:
-    """Replay the golden rows of every graph on this machine.
-
-    Returns:
-        Largest |dp| by graph.
-
-    Raises:
-        GoldenError: A score differs by more than the limit.
-    """
-    predictors = {
-        key: Predictor(bundle.file(graph.file), graph) for key, graph in bundle.manifest.graphs.items()
-    }
-    return check_golden(predictors, read_golden(bundle.file(GOLDEN_FILE)), tolerance=MAX_ERROR)

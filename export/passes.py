@@ -3,6 +3,7 @@
     split_products   W [u; i] with u gathered from requests becomes W_u u, run once a request, plus W_i i
     merge_requests   products of equal width over one request value become one, split after it
     plain_lookups    ids index tables as they are: no column selection that selects all, no cast to int64
+    keep_lines       calibrators stay constants of their own, whatever their values
     tidy             no node and no weight that nothing reads, no Identity or Dropout
 
 Each changes a protobuf in place and keeps shapes noted for every value. Invariant: outputs stay what they
@@ -19,6 +20,7 @@ from onnx import NodeProto, TensorProto, helper
 from export.graph_index import GraphIndex
 
 REQUEST_INDEX = "request_index"
+Constant = tuple[str, NDArray[np.float32]]
 
 
 def optimise(proto: onnx.ModelProto) -> None:
@@ -216,6 +218,42 @@ def _narrow(proto: onnx.ModelProto, index: GraphIndex, cast: NodeProto) -> None:
         index.replace(add.output[0], cast.input[0])
         proto.graph.node.remove(add)
     proto.graph.node.remove(cast)
+
+
+def keep_lines(proto: onnx.ModelProto, output: str, scale: Constant, bias: Constant) -> None:
+    """Put back calibrator constants that the exporter folded away, a scale of 1 or a bias of 0.
+
+    Args:
+        proto: Its output is a sigmoid of scale * logit + bias.
+        output: Name of the output.
+        scale: Name and value.
+        bias: Name and value.
+    """
+    index = GraphIndex(proto)
+    sigmoid = index.producer(output)
+    if sigmoid is None or sigmoid.op_type != "Sigmoid":
+        raise ValueError(f"output '{output}' is not made by a Sigmoid")
+    made: list[NodeProto] = []
+    reader, logit = sigmoid, sigmoid.input[0]
+    if not index.is_constant(bias[0]):
+        index.add_constant(*bias)
+        reader = helper.make_node(
+            "Add", [logit, bias[0]], [index.add_value("calibrated", index.shape(logit))]
+        )
+        sigmoid.input[0] = reader.output[0]
+        made.append(reader)
+    elif not index.is_constant(scale[0]):
+        reader = index.producer(logit) or sigmoid
+        logit = next(name for name in reader.input if name != bias[0])
+    if not index.is_constant(scale[0]):
+        index.add_constant(*scale)
+        scaled = helper.make_node("Mul", [logit, scale[0]], [index.add_value("scaled", index.shape(logit))])
+        position = list(reader.input).index(logit)
+        reader.input[position] = scaled.output[0]
+        made.insert(0, scaled)
+    place = list(proto.graph.node).index(reader if reader not in made else sigmoid)
+    for offset, node in enumerate(made):
+        proto.graph.node.insert(place + offset, node)
 
 
 def tidy(proto: onnx.ModelProto) -> None:

@@ -10,6 +10,7 @@ the graph stays fp32 and its evidence says why.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,19 +88,13 @@ class PrecisionJudge:
             key: Of the graph.
             rows: Validation rows of the domains it serves.
             timed: Inputs to time it on.
-
-        Raises:
-            PrecisionError: A precision other than `auto` was asked for and this graph has nothing to gain.
         """
         if self.wanted == "fp32":
             return Chosen(proto, "fp32")
-        plain = self._opened(proto, key, "fp32")
-        variants = self._variants(proto, plain, rows)
+        variants = self._variants(proto, rows)
         if not variants:
-            if self.wanted != "auto":
-                raise PrecisionError(f"graph '{key}' has nothing to store or compute in {self.wanted}")
             return Chosen(proto, "fp32", {"reason": "nothing is large enough for a lower precision"})
-        runs = {"fp32": plain.run} | {
+        runs = {"fp32": self._opened(proto, key, "fp32").run} | {
             name: self._opened(variant, key, name).run for name, variant in variants.items()
         }
         rates = rows_per_second(runs, timed)
@@ -116,14 +111,12 @@ class PrecisionJudge:
             variants.get(best, proto), best, evidence, reference=scores["fp32"], scores=scores[best]
         )
 
-    def _variants(
-        self, proto: onnx.ModelProto, plain: _Session, rows: LabelledRows
-    ) -> dict[Precision, onnx.ModelProto]:
+    def _variants(self, proto: onnx.ModelProto, rows: LabelledRows) -> dict[Precision, onnx.ModelProto]:
         variants: dict[Precision, onnx.ModelProto] = {}
         if self.wanted in ("int8", "auto") and len(rows):
             names = measured_values(proto)
             if names:
-                variants["int8"] = quantise(proto, plain.ranges(names, rows))
+                variants["int8"] = quantise(proto, value_ranges(proto, names, rows))
         if self.wanted == "fp16":
             halved = halve_tables(proto)
             if halved is not None:
@@ -196,17 +189,28 @@ class _Session:
         """Scores (N,) float32 of all inputs of a scoring graph."""
         return self._predictor.run({name: inputs[name] for name in self._names})
 
-    def ranges(self, names: Sequence[str], rows: LabelledRows) -> dict[str, Range]:
-        """Ranges of inner values over a sample of rows."""
-        proto = onnx.load(str(self._path), load_external_data=False)
-        known = {value.name: value for value in proto.graph.value_info}
-        proto.graph.output.extend(known[name] for name in names)
-        path = self._path.with_suffix(".ranges.onnx")
-        path.write_bytes(proto.SerializeToString())
+
+def value_ranges(proto: onnx.ModelProto, names: Sequence[str], rows: LabelledRows) -> dict[str, Range]:
+    """Ranges of inner values of a graph over a sample of rows.
+
+    Args:
+        proto: Weights inside.
+        names: Of the values.
+        rows: Of domains that the graph serves; at least one.
+    """
+    own = onnx.ModelProto()
+    own.CopyFrom(proto)
+    known = {value.name: value for value in own.graph.value_info}
+    own.graph.output.extend(known[name] for name in names)
+    sample = rows.take(np.arange(min(CALIBRATION_ROWS, len(rows))))
+    with tempfile.TemporaryDirectory() as folder:
+        WeightFiles(Path(folder)).move_out(own, "ranges.bin")
+        path = Path(folder) / "ranges.onnx"
+        path.write_bytes(own.SerializeToString())
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        sample = rows.take(np.arange(min(CALIBRATION_ROWS, len(rows))))
+        fed = [entry.name for entry in session.get_inputs()]
         parts = []
         for inputs in sample.batches():
-            values = session.run(list(names), {name: inputs[name] for name in self._names})
+            values = session.run(list(names), {name: inputs[name] for name in fed})
             parts.append({n: Range(v.min(axis=0), v.max(axis=0)) for n, v in zip(names, values, strict=True)})
-        return merge_ranges(parts)
+    return merge_ranges(parts)
