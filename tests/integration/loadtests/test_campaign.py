@@ -35,7 +35,9 @@ def server(folder):
         "CTR_ROUTING_FILE": str(folder / "routing.yaml"),
         "CTR_EXPOSURE_DIR": str(folder / "exposures"),
         "CTR_FEEDBACK_DIR": str(folder / "feedback"),
+        # A machine that does other things as well stalls at times; nothing is refused for that here.
         "CTR_DEADLINE_MS": "5000",
+        "CTR_MAX_INFLIGHT": "1000",
     }
     with service(folder / "store", folder, workers=1, variables=variables) as started:
         yield started

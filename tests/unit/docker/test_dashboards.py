@@ -3,6 +3,8 @@
 import json
 import re
 import runpy
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,17 @@ def test_every_query_follows_the_choices_above_the_dashboard(panel, expr):
     chosen = set(re.findall(r'"\$([a-z]+)"', expr))
     board = DASHBOARDS[panel.partition(":")[0]]
     assert chosen <= {variable["name"] for variable in board["templating"]["list"]}
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (apt-get install prometheus)")
+def test_every_query_is_one_that_prometheus_understands(tmp_path):
+    """As rules that record it, which promtool reads."""
+    filled = [re.sub(r"\$[a-z]+\b", ".*", expr.replace("$__rate_interval", "1m")) for _, expr in QUERIES]
+    rules = [{"record": f"query_{number}", "expr": expr} for number, expr in enumerate(filled)]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
+    command = ["promtool", "check", "rules", tmp_path / "rules.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert f"{len(QUERIES)} rules found" in done.stdout, done.stdout + done.stderr
 
 
 def test_objectives_on_dashboards_are_those_of_the_file():
