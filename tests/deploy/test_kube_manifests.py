@@ -87,11 +87,19 @@ SHAPES: dict[str, Object] = {
 
 
 @cache
-def tool() -> Path:
+def found() -> Path | str:
+    """The program, or why there is none."""
     try:
         return kubectl()
     except ToolMissingError as error:
-        pytest.skip(str(error))
+        return str(error)
+
+
+def tool() -> Path:
+    program = found()
+    if isinstance(program, str):
+        pytest.skip(f"skipped for want of a tool: {program}")
+    return program
 
 
 @cache
@@ -115,9 +123,9 @@ def of_kind(objects: tuple[Object, ...], kind: str) -> list[Object]:
 
 
 def promised() -> tuple[str, str]:
-    found = PROMISE.search((K8S / "README.md").read_text())
-    assert found, "k8s/README.md does not say which versions are promised"
-    return found[1], found[2]
+    said = PROMISE.search((K8S / "README.md").read_text())
+    assert said, "k8s/README.md does not say which versions are promised"
+    return said[1], said[2]
 
 
 def serving(objects: tuple[Object, ...]) -> tuple[Object, Object] | None:
