@@ -21,6 +21,7 @@ from training.metrics import HEADLINE, reliability_curve
 from training.report_clusters import CLUSTER_REPORT, write_cluster_report
 from training.report_masks import mask_section
 from training.report_page import image, number, page, plot, table
+from training.report_routing import routing_section
 from training.track import read_log
 
 
@@ -46,6 +47,7 @@ def write_report(run: Path) -> Path:
         "<h2>Domains, test rows</h2>" + image(_domain_plot(metrics), "AUC by domain size"),
         _domain_table(metrics),
         mask_section(run, metrics),
+        routing_section(metrics),
         f"<h2>Config</h2><pre>{html.escape(folder.config.read_text(encoding='utf-8'))}</pre>",
     ]
     for part in folder.parts:
