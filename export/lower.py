@@ -28,18 +28,19 @@ def lower(ranker: Ranker) -> Ranker:
     fold_batch_norm(own)
     for part in [module for module in own.modules() if isinstance(module, TwoSidedMlp)]:
         _fold_mlp(part)
-    _replace(own)
+    replace_layers(own)
     return own
 
 
-def _replace(module: nn.Module) -> None:
+def replace_layers(module: nn.Module) -> None:
+    """Put plain layers in the place of shared building blocks, in a module of any kind, in place."""
     for name, child in module.named_children():
         if isinstance(child, ExpertStack) and _is_folded(child):
             setattr(module, name, ExpertChains(child))
         elif isinstance(child, TwoSidedLinear):
             setattr(module, name, TwoSidedGemm.of(child))
         else:
-            _replace(child)
+            replace_layers(child)
 
 
 def _is_folded(stack: ExpertStack) -> bool:
