@@ -26,6 +26,7 @@ from export.graph import CalibratorTable, ScoringGraph
 from export.onnx_export import Form
 from export.rows import RowSampler, Snapshot
 from service.contract.encode import EncodedBlock
+from service.contract.layout import entity_layout
 from service.contract.manifest import Clustering
 from service.contract.schema import Entity, FeatureSchema
 from training.data.dataset import RowReader
@@ -185,16 +186,23 @@ class RunFolder:
         return EncodedBlock(rows.ints, rows.floats)
 
     def _snapshot(self) -> Snapshot:
+        return Snapshot(
+            user=self.entity_block(Entity.USER),
+            item=self.entity_block(Entity.ITEM),
+            context=self._contexts(),
+        )
+
+    def _contexts(self) -> EncodedBlock:
+        """Contexts as the log had them; where the schema has none, the one that there is."""
+        layout = entity_layout(self.schema, Entity.CONTEXT)
+        if not layout.slots:
+            return EncodedBlock(layout.default_ints[None], layout.default_floats[None])
         split = next((s for s in ("valid", "test", "train") if self.prepared.rows[s]), None)
         if split is None:
             raise RunError(f"{self.path}: the prepared data have no rows")
         reader = RowReader(self.prepared, split)
         batch = next(iter(reader.batches(CONTEXT_ROWS, seed=0, epoch=0, shuffle=False)))
-        return Snapshot(
-            user=self.entity_block(Entity.USER),
-            item=self.entity_block(Entity.ITEM),
-            context=EncodedBlock(batch.context_ints, batch.context_floats),
-        )
+        return EncodedBlock(batch.context_ints, batch.context_floats)
 
 
 def read_parts(

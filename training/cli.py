@@ -23,6 +23,7 @@ from rich.table import Table
 from training.cli_ab import ab_app
 from training.cli_data import prepared_data
 from training.cli_join import join_command
+from training.cli_onboard import onboard_command, pretrain_command
 from training.cli_print import (
     out_console,
     print_columns,
@@ -43,6 +44,8 @@ data_app = typer.Typer(help="Make, prepare and describe data sets.", no_args_is_
 app.add_typer(data_app, name="data")
 data_app.command("join")(join_command)
 app.add_typer(ab_app, name="ab")
+app.command("pretrain")(pretrain_command)
+app.command("onboard")(onboard_command)
 app.add_typer(sequence_app, name="sequence")
 
 error_console = Console(stderr=True)
@@ -343,6 +346,7 @@ def expected_errors() -> tuple[type[Exception], ...]:
     from training.config import ConfigError
     from training.data.errors import DataError
     from training.engine.errors import EngineError
+    from training.hier.errors import HierError
     from training.metrics import MetricError
     from training.sequences.errors import SequenceError
     from training.study.errors import StudyError
@@ -354,6 +358,7 @@ def expected_errors() -> tuple[type[Exception], ...]:
         ClusteringError,
         EngineError,
         DataError,
+        HierError,
         MetricError,
         ContractError,
         SequenceError,

@@ -81,10 +81,10 @@ class EntityVocabulary:
         """Row of each name."""
         return {name: FIRST_ID + i for i, name in enumerate(self.names)}
 
-    def sets(self, items: Sequence[Sequence[str]]) -> Ragged:
-        """Known entities of each item as sorted rows; an empty list where none is known."""
+    def sets(self, items: Sequence[Sequence[str]], *, limit: int | None = None) -> Ragged:
+        """Known entities of each item as sorted rows, the first `limit`; empty where none is known."""
         rows = self.rows
-        return Ragged.of([sorted({rows[name] for name in names if name in rows}) for names in items])
+        return Ragged.of([sorted({rows[name] for name in own if name in rows})[:limit] for own in items])
 
     def kind(self, row: int) -> str:
         """What an entity is: the part of its name before the colon."""
@@ -109,10 +109,10 @@ def attribute_encoders(schema: FeatureSchema, features: Sequence[str] | None) ->
     chosen: dict[str, VocabularyEncoder | HashEncoder | BucketiseEncoder] = {}
     own = {feature.name: feature for feature in schema.of_entity(Entity.ITEM)}
     if features is None:
-        names = [
-            n for n, f in own.items() if isinstance(f, CategoricalFeature | MultiFeature) and not _is_id(f)
+        named = [
+            f for f in own.values() if isinstance(f, CategoricalFeature | MultiFeature) and not _is_id(f)
         ]
-        features = [n for n in names if n not in schema.holders]
+        features = [f.name for f in named if f.source == "table" and f.name not in schema.holders]
     for name in features:
         feature = own.get(name)
         if feature is None:
