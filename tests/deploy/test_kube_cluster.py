@@ -1,8 +1,8 @@
 """The overlays on a real one-node Kubernetes, from an empty cluster to a retrained model that serves.
 
 Tests follow each other on one cluster; each leaves it serving. The cluster is 1.20, which lacks three API
-versions that every promised one has (`for_one_twenty`), dies of custom objects (`is_known`), has no adapter for
-metrics of pods and does not enforce NetworkPolicy.
+versions that every promised one has (`for_one_twenty`), dies of custom objects (`is_known`), has no adapter
+for metrics of pods and does not enforce NetworkPolicy.
 """
 
 from __future__ import annotations
