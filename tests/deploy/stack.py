@@ -18,7 +18,7 @@ from tests.deploy.engine import ROOT, Engine, run
 from tests.support.process import free_port
 
 FILES = ("compose.yaml", "tests/deploy/compose.kit.yaml")
-UP_TIMEOUT_S = 600
+UP_TIMEOUT_S = 900
 
 
 @dataclass
@@ -47,7 +47,15 @@ class Stack:
     def up(self) -> float:
         """Start all that does not run and wait until it is healthy; returns the seconds it took."""
         begun = time.monotonic()
-        self.compose("up", "-d", "--no-build", "--wait", "--wait-timeout", str(UP_TIMEOUT_S), timeout_s=660)
+        self.compose(
+            "up",
+            "-d",
+            "--no-build",
+            "--wait",
+            "--wait-timeout",
+            str(UP_TIMEOUT_S),
+            timeout_s=UP_TIMEOUT_S + 60,
+        )
         return time.monotonic() - begun
 
     def down(self, *, forget: bool) -> None:
