@@ -110,6 +110,21 @@ def test_names_of_domains_are_used(tmp_path: Path) -> None:
     assert log.domain[:3].tolist() == [1, 0, 1]
 
 
+def test_a_table_of_lists_is_unrolled(tmp_path: Path) -> None:
+    """One row per user, the oldest event first; users without events are left out."""
+    table = events().sort("user", "order").group_by("user", maintain_order=True).agg("item", "domain")
+    empty = pl.DataFrame({"user": ["w"], "item": [[]], "domain": [[]]}, schema=table.schema)
+    path = tmp_path / "users.parquet"
+    pl.concat([table, empty]).write_parquet(path)
+    columns = EventColumns("user", "item", "domain", "", as_lists=True)
+    found = read_log(path, columns, num_valid=1, num_test=1)
+    plain = read(tmp_path, events())
+
+    assert found.users == plain.users
+    assert found.item.tolist() == plain.item.tolist()
+    assert found.domain.tolist() == plain.domain.tolist()
+
+
 def test_unusable_tables_are_refused(tmp_path: Path) -> None:
     """By file, column, value and number of events."""
     with pytest.raises(SequenceError, match="cannot be read as parquet"):
@@ -118,8 +133,9 @@ def test_unusable_tables_are_refused(tmp_path: Path) -> None:
         read(tmp_path, events().drop("item"))
     with pytest.raises(SequenceError, match="holds no event"):
         read(tmp_path, events().head(0))
+    newest_unnamed = pl.when(pl.col("order") > 4).then(None).otherwise(pl.col("item")).alias("item")
     with pytest.raises(SequenceError, match="column 'item' has 1 empty values"):
-        read(tmp_path, events().with_columns(pl.when(pl.col("order") > 4).then(None).otherwise(pl.col("item")).alias("item")))  # fmt: skip
+        read(tmp_path, events().with_columns(newest_unnamed))
     with pytest.raises(SequenceError, match="domain '1' has no name; named are \\['0'\\]"):
         read(tmp_path, events(), domain_names={"0": "toys"})
     with pytest.raises(SequenceError, match="split 'train'; allowed are valid and test"):
