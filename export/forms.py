@@ -54,7 +54,9 @@ def choose_form(
     """
     if form == "whole":
         if run.clustering is not None and run.clustering.version == SPLIT:
-            raise RunError(f"form whole: {run.path} has a model for each cluster, no model of all domains")
+            raise RunError(
+                f"form whole: run '{run.path.name}' has a model for each cluster, no model of all domains"
+            )
         if named:
             raise RunError(f"form whole has one graph, but own graphs are wanted for {', '.join(named)}")
         return run, {}
@@ -74,7 +76,7 @@ def by_cluster(run: RunFolder) -> RunFolder:
         RunError: It has no clusters, or its model has nothing to drop for one of them.
     """
     if run.clustering is None:
-        raise RunError(f"form cluster: {run.path} has no clusters")
+        raise RunError(f"form cluster: run '{run.path.name}' has no clusters")
     if run.clustering.version == SPLIT:
         return run
     (whole,) = run.parts

@@ -33,7 +33,8 @@ from training.engine.calibrate import Calibrator
 STALE = ("ece", "logloss", "calibration", "brier")
 """Parts of names of figures that depend on the lines."""
 CLOSEST = 1e-7
-"""Golden scores nearer to 0 or 1 say nothing of their logit and are taken from the new graph."""
+"""Golden scores nearer to 0 or 1 say nothing of their logit; they are taken from the new graph, like those of
+domains that other graphs serve."""
 
 
 class RecalibrateError(ExportError):
@@ -128,7 +129,7 @@ def _new_golden(bundle: Bundle, calibrator: Calibrator, folder: Path) -> dict[st
         domains = domain_of_rows(key, bundle, bundle.manifest.graphs[key], rows)
         old = rows.expected.astype(np.float64)
         before = _old_lines(bundle)
-        known = (old > CLOSEST) & (old < 1 - CLOSEST)
+        known = (old > CLOSEST) & (old < 1 - CLOSEST) & np.isin(domains, _served(bundle, key))
         inner = np.clip(old, CLOSEST, 1 - CLOSEST)
         logit = (np.log(inner) - np.log1p(-inner) - before[1][domains]) / before[0][domains]
         expected = calibrator.apply(logit, domains).astype(np.float32)
@@ -136,6 +137,13 @@ def _new_golden(bundle: Bundle, calibrator: Calibrator, folder: Path) -> dict[st
         found[key] = GoldenRows(rows.inputs, np.where(known, expected, scores).astype(np.float32))
     check_golden(predictors, found, tolerance=MAX_ERROR)
     return found
+
+
+def _served(bundle: Bundle, key: str) -> list[int]:
+    """Indices of the domains that a graph serves."""
+    served = [entry.index for entry in bundle.manifest.domains.values() if entry.graph == key]
+    unknown = bundle.manifest.unknown_domain.graph == key
+    return [*served, bundle.schema.num_domains] if unknown else served
 
 
 def _old_lines(bundle: Bundle) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -44,6 +44,7 @@ from service.scoring.predictor import Predictor
 from training.models.base import CtrModel
 
 SIZES = (1, 10, 100, 500)
+PARTS = ("aread", "small", "memory")
 DRAWS = 16
 LABELLED_ROWS_PER_DOMAIN = 1500
 SCHEMA = make_schema()
@@ -175,8 +176,8 @@ def memory_figures(folder: Path) -> dict[str, Any]:
 
 def table(figures: dict[str, Any]) -> list[str]:
     """Markdown of what was measured."""
-    lines = []
-    for name in ("aread", "small"):
+    lines: list[str] = []
+    for name in [part for part in PARTS if part in figures and part != "memory"]:
         rates = figures[name]["rows_per_s"]
         lines += [f"### {name}", "", "| graph | " + " | ".join(f"N={n}" for n in SIZES) + " |"]
         lines.append("|---|" + "---:|" * len(SIZES))
@@ -184,8 +185,9 @@ def table(figures: dict[str, Any]) -> list[str]:
             cells = [f"{rates[n][graph]:,.0f} ({rates[n][graph] / rates[n]['plain']:.2f}x)" for n in SIZES]
             lines.append(f"| {graph} | {' | '.join(cells)} |")
         lines += ["", *_verdict_lines(name, figures[name])]
-    lines += ["### Memory", "", "| | opens in s | PSS MiB |", "|---|---:|---:|"]
-    lines += [f"| {k} | {v['open_s']:.2f} | {v['pss_mib']:.0f} |" for k, v in figures["memory"].items()]
+    if "memory" in figures:
+        lines += ["### Memory", "", "| | opens in s | PSS MiB |", "|---|---:|---:|"]
+        lines += [f"| {k} | {v['open_s']:.2f} | {v['pss_mib']:.0f} |" for k, v in figures["memory"].items()]
     return lines
 
 
@@ -214,11 +216,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, default=Path("runs/bench-export/figures.json"))
     parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="measure these only")
     args = parser.parse_args()
+    figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        figures: dict[str, Any] = {m: measure(m, folder, args.rounds) for m in ("aread", "small")}
-        figures["memory"] = memory_figures(folder / "memory")
+        for part in args.parts:
+            if part == "memory":
+                figures[part] = memory_figures(folder / part)
+            else:
+                figures[part] = measure(part, folder, args.rounds)
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(figures, indent=1) + "\n")
     sys.stdout.write("\n".join(table(figures)) + "\n")
