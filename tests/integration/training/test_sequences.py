@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 import torch
 
+from export.errors import RunError as ExportRunError
 from export.package import BuildOptions, build_bundle
 from export.run_folder import RunFolder
 from service.contract.schema import DotPair, Entity
@@ -43,12 +44,18 @@ NUM_REPLIES = 25
 
 
 @pytest.fixture(scope="module")
-def trained(small, tmp_path_factory) -> SequenceModel:
-    """A model of the histories, one epoch; two domains are switched so that both paths serve."""
-    out = tmp_path_factory.mktemp("sequence") / "run"
+def sequence_run(small, tmp_path_factory) -> Path:
+    """One epoch on the histories."""
+    out: Path = tmp_path_factory.mktemp("sequence") / "run"
     config = load_tree(SHIPPED, SMALL, SequenceConfig)
     train_sequences(config, open_log(config.events, small.raw), out)
-    model = load_sequence_model(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(sequence_run) -> SequenceModel:
+    """Its model, two domains switched so that both paths serve."""
+    model = load_sequence_model(sequence_run)
     switched = tuple(name in ("d00", "d03") for name in model.domains)
     return SequenceModel(model.net, model.config, model.items, model.domains, switched, model.trained_until)
 
@@ -235,6 +242,12 @@ def test_learning_from_the_future_is_refused(small, trained, prepared, tmp_path:
             names=HistoryNames(domain_field="shop"),
             trained_until_ms=None,
         )
+
+
+def test_without_impressions_there_is_nothing_to_export(sequence_run) -> None:
+    """A sequence run has no probabilities, so export refuses it."""
+    with pytest.raises(ExportRunError, match="prepared is missing"):
+        RunFolder.open(sequence_run)
 
 
 def test_impressions_do_not_train_it(run, prepared, tmp_path: Path) -> None:
