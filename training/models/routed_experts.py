@@ -19,9 +19,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from training.models.base import Sides
+from training.models.base import Sides, at_rows
 from training.models.layers import ExpertStack, StackedLinear, TwoSidedLinear
 from training.models.slicing import keep_experts
+
+NARROW = 64
+"""Width up to which a request side is computed with each row."""
 
 
 class DenseExperts(nn.Module):
@@ -58,7 +61,7 @@ class ExpertLayers(nn.Module):
         self.biases = nn.ParameterList(nn.Parameter(bias.contiguous()) for _, bias in layers)
 
     def forward(self, request: Tensor, row: Tensor) -> Tensor:
-        """(n, H) from the request half of the first layer (n, H1), bias in it, and inputs (n, Q)."""
+        """(n, H) from what the first layer adds, (n, H1) or (H1,), bias in it, and inputs (n, Q)."""
         x = torch.addmm(request, row, self.row)
         for weight, bias in zip(self.weights, self.biases, strict=True):
             x = torch.addmm(bias, torch.relu(x), weight)
@@ -69,7 +72,8 @@ class GroupedExperts(nn.Module):
     """Each expert on its own rows.
 
     The N k choices are sorted by expert: the places of each expert's, one expert after the other. Results
-    come back to the rows by the inverse of that order, so nothing is added up in an order of chance.
+    come back to the rows by the inverse of that order, so nothing is added up in an order of chance. A
+    narrow request side joins the rows: gathering its half of the first layer costs more than computing it.
 
     Args:
         stack: E experts over two sides, normalisation folded.
@@ -79,27 +83,37 @@ class GroupedExperts(nn.Module):
         super().__init__()
         if not isinstance(stack.first, TwoSidedLinear):
             raise TypeError(f"cannot group experts that start with {type(stack.first).__name__}")
-        self.request = stack.first.request
+        request, row = stack.first.request, stack.first.row.weight.detach()
+        self.joins = request.in_features <= NARROW
         self.first_width, self.out_width = stack.widths[0], stack.out_width
-        rows = torch.split(stack.first.row.weight.detach(), self.first_width)
+        if self.joins:
+            row = torch.cat([request.weight.detach(), row], dim=1)
+            self.register_buffer("bias", request.bias.detach().clone())
+        else:
+            self.request = request
         rest = [linear for linear in stack.linears if isinstance(linear, StackedLinear)]
         self.experts = nn.ModuleList(
-            ExpertLayers(row, [(linear.weight.detach()[e], linear.bias.detach()[e]) for linear in rest])
-            for e, row in enumerate(rows)
+            ExpertLayers(own, [(linear.weight.detach()[e], linear.bias.detach()[e]) for linear in rest])
+            for e, own in enumerate(torch.split(row, self.first_width))
         )
 
     def forward(self, sides: Sides, experts: Tensor, weights: Tensor) -> Tensor:
         """(N, H) float32 from experts (N, k) int64 and weights (N, k) float32."""
         N, k = experts.shape
+        inputs = sides.row
+        if self.joins:
+            inputs = torch.cat([at_rows(sides.request, sides.request_index), inputs], dim=1)
+            firsts = torch.split(self.get_buffer("bias"), self.first_width)
+        else:
+            firsts = torch.split(self.request(sides.request), self.first_width, dim=1)
         row_of = torch.arange(N).unsqueeze(1).expand(N, k).reshape(N * k)
         request_of = row_of if sides.request_index is None else sides.request_index.index_select(0, row_of)
-        requests = torch.split(self.request(sides.request), self.first_width, dim=1)
         choices, factors = experts.reshape(N * k), weights.reshape(N * k, 1)
         values, places = [], []
-        for number, (expert, request) in enumerate(zip(self.experts, requests, strict=True)):
+        for number, (expert, first) in enumerate(zip(self.experts, firsts, strict=True)):
             place = torch.nonzero(choices == number).squeeze(1)
-            own = request.index_select(0, request_of.index_select(0, place))
-            value = expert(own, sides.row.index_select(0, row_of.index_select(0, place)))
+            own = first if self.joins else first.index_select(0, request_of.index_select(0, place))
+            value = expert(own, inputs.index_select(0, row_of.index_select(0, place)))
             values.append(value * factors.index_select(0, place))
             places.append(place)
         every = torch.cat(values)
@@ -111,7 +125,7 @@ class GroupedExperts(nn.Module):
 
 
 class StaticExperts(nn.Module):
-    """Some experts with constant weights: the last layers of all are one, mixing included.
+    """Some experts with constant weights, mixing multiplied into their last layers.
 
     Args:
         stack: E experts, normalisation folded.
@@ -123,7 +137,7 @@ class StaticExperts(nn.Module):
         super().__init__()
         own = keep_experts(stack, experts)
         mix = torch.tensor(list(weights))
-        self.stack: ExpertStack | None = None
+        self.hidden = nn.ModuleList()
         self.out: nn.Module
         if not len(own.linears):
             self.out = _mixed_first(own, mix)
@@ -131,17 +145,20 @@ class StaticExperts(nn.Module):
         *_, last = own.linears
         if not isinstance(last, StackedLinear):
             raise TypeError(f"an expert ends in {type(last).__name__}; expected StackedLinear")
-        self.out = nn.Linear(last.weight.shape[0] * last.weight.shape[1], own.out_width)
+        self.hidden.extend(_without_last(keep_experts(own, [e])) for e in range(own.num_experts))
         scaled = last.weight.detach() * mix.reshape(-1, 1, 1)
-        self.out.weight = nn.Parameter(scaled.reshape(-1, own.out_width).t().contiguous())
-        self.out.bias = nn.Parameter(mix @ last.bias.detach())
-        self.stack = _without_last(own)
+        self.lasts = nn.ParameterList(nn.Parameter(weight.contiguous()) for weight in scaled)
+        self.register_buffer("bias", mix @ last.bias.detach())
 
     def forward(self, sides: Sides, experts: Tensor, weights: Tensor) -> Tensor:  # noqa: ARG002 (constants)
         """(N, H) float32; what is chosen makes no difference."""
-        x = sides if self.stack is None else self.stack(sides).flatten(1)
-        mixed: Tensor = self.out(x)
-        return mixed
+        if not len(self.hidden):
+            mixed: Tensor = self.out(sides)
+            return mixed
+        total = self.get_buffer("bias")
+        for hidden, last in zip(self.hidden, self.lasts, strict=True):
+            total = torch.addmm(total, hidden(sides).flatten(1), last)
+        return total
 
 
 def _without_last(stack: ExpertStack) -> ExpertStack:

@@ -11,6 +11,7 @@ import torch
 from service.contract.errors import SchemaError
 from tests.support.models import INPUTS, MODELS, fresh_model, random_batch, trained_model
 from tests.support.schemas import full_schema
+from training.models import routed_experts
 from training.models.base import Sides
 from training.models.build import build_model
 from training.models.cesaa import Cesaa
@@ -23,6 +24,14 @@ from training.models.topk_gate import choose
 
 SCHEMA = full_schema()
 FORMS = (GroupedExperts, DenseExperts)
+
+
+@pytest.fixture(params=[0, 64], ids=["request apart", "request joins rows"])
+def narrow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Request sides of both kinds."""
+    monkeypatch.setattr(routed_experts, "NARROW", request.param)
+
+
 NAMES = [name for name, config in MODELS.items() if config.type == "cesaa"]
 EXACT = {"atol": 1e-6, "rtol": 1e-5}
 
@@ -52,6 +61,7 @@ def test_fusion_by_hand():
     assert fused(routed, None, "sum") is routed
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize(("name", "form"), list(product(NAMES, FORMS)))
 @pytest.mark.parametrize("num_rows", [0, 1, 2, 5, 33])
 def test_forms_give_the_logits_of_the_model_as_trained(name: str, form: RoutedForm, num_rows: int):
@@ -87,13 +97,16 @@ def poisoned(form: CesaaForm, chosen: set[int]) -> CesaaForm:
             if number not in chosen:
                 for parameter in expert.parameters():
                     parameter.fill_(torch.nan)
-                own.routed.request.weight.view(-1, own.routed.first_width, own.routed.request.in_features)[
-                    number
-                ] = torch.nan
-                own.routed.request.bias.view(-1, own.routed.first_width)[number] = torch.nan
+                for values in own.routed.buffers():
+                    values.view(-1, own.routed.first_width)[number] = torch.nan
+                if not own.routed.joins:
+                    request = own.routed.request
+                    request.weight.view(-1, own.routed.first_width, request.in_features)[number] = torch.nan
+                    request.bias.view(-1, own.routed.first_width)[number] = torch.nan
     return own
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("row", [0, 7, 23])
 def test_unchosen_experts_may_be_poisoned_in_the_grouped_form(row: int):
     """Scores stay finite and right; computing all experts gives nan."""
