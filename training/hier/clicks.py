@@ -5,12 +5,16 @@ Invariant: `without` leaves no row of a held-out domain, so what is made from it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.contract.layout import IDS
+from service.contract.schema import FIRST_ID, CategoricalFeature, Entity, MultiFeature, SequenceFeature
 from training.data.prepared import PreparedDataset
+from training.hier.errors import GraphError
 from training.hier.ragged import IntArray
 
 
@@ -53,6 +57,15 @@ class Impressions:
         """Rows that were clicked, of known users."""
         return self.where((self.label > 0) & (self.user >= 0))
 
+    def plus(self, other: Impressions) -> Impressions:
+        """These rows, then those."""
+        return Impressions(
+            np.concatenate([self.user, other.user]),
+            np.concatenate([self.item, other.item]),
+            np.concatenate([self.domain, other.domain]),
+            np.concatenate([self.label, other.label]),
+        )
+
     def of(self, domain: int) -> Impressions:
         """Rows of one domain."""
         return self.where(self.domain == domain)
@@ -60,3 +73,46 @@ class Impressions:
     def without(self, domain: int | None) -> Impressions:
         """Rows of all other domains; all rows for None."""
         return self if domain is None else self.where(self.domain != domain)
+
+
+def listed_items(prepared: PreparedDataset, features: Sequence[str]) -> Impressions:
+    """Items that users' own lists name, as clicks of no domain (index D).
+
+    Args:
+        prepared: The data.
+        features: Multi or sequence features of users that hold ids of items (of a sequence, one field).
+
+    Raises:
+        GraphError: A feature is not such a list.
+    """
+    schema, items = prepared.schema, prepared.entities[Entity.ITEM]
+    own = [f for f in schema.of_entity(Entity.ITEM) if isinstance(f, CategoricalFeature) and f.is_id]
+    encoder = own[0].encoder if own else ""
+    ids = items.ints[:, items.layout.slot(own[0].name).start] if own else np.zeros(0, dtype=np.int32)
+    blocks = [_list_ids(prepared, name, encoder) for name in features]
+    size = max((int(block.max(initial=0)) for block in (ids, *blocks)), default=0)
+    slot_of = np.full(max(size + 1, FIRST_ID), -1, dtype=np.int64)
+    slot_of[ids] = np.arange(len(ids))
+    slot_of[:FIRST_ID] = -1
+    users: list[IntArray] = [np.zeros(0, dtype=np.int64)]
+    found: list[IntArray] = [np.zeros(0, dtype=np.int64)]
+    for block in blocks:
+        slots = slot_of[block]
+        users.append(np.nonzero(slots >= 0)[0].astype(np.int64))
+        found.append(slots[slots >= 0])
+    user, item = np.concatenate(users), np.concatenate(found)
+    domain = np.full(len(user), schema.num_domains, dtype=np.int64)
+    return Impressions(user, item, domain, np.ones(len(user), dtype=np.float32))
+
+
+def _list_ids(prepared: PreparedDataset, name: str, encoder: str) -> NDArray[np.int32]:
+    """(U, L) int32 ids of a user's list."""
+    rows = prepared.entities[Entity.USER]
+    feature = next((f for f in prepared.schema.of_entity(Entity.USER) if f.name == name), None)
+    if isinstance(feature, MultiFeature) and feature.encoder == encoder:
+        return np.asarray(rows.ints[:, rows.layout.slot(name, IDS).columns])
+    if isinstance(feature, SequenceFeature):
+        for field in feature.fields:
+            if field.encoder == encoder:
+                return np.asarray(rows.ints[:, rows.layout.slot(name, field.name).columns])
+    raise GraphError(f"graph.user_lists names '{name}', which is no list of item ids of a user")

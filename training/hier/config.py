@@ -30,6 +30,7 @@ class GraphConfig(Part):
         max_share: Share of all items that an entity may be in.
         max_entities: Entities of an item that count.
         top: Entities of a user that count.
+        user_lists: User features that list items from before the log; they count as clicks of no domain.
     """
 
     attributes: tuple[str, ...] | None = None
@@ -39,6 +40,7 @@ class GraphConfig(Part):
     max_share: float = Field(default=0.2, gt=0, le=1)
     max_entities: int = Field(default=32, ge=1, le=512)
     top: int = Field(default=DEFAULT_TOP, ge=1, le=4096)
+    user_lists: tuple[str, ...] = ()
 
 
 class LossConfig(Part):

@@ -16,6 +16,8 @@ from training.hier.ragged import IntArray
 from training.models.hier import HEAD_COLUMNS, zero_shot_head
 
 DEFAULT_STRENGTH = 10.0
+NAMED_SHARE = 0.1
+"""Share of the pull on the few named columns, which hold most of what a domain can teach."""
 MAX_STEPS = 50
 MAX_HALVINGS = 20
 TOLERANCE = 1e-8
@@ -59,7 +61,8 @@ def fit_head(
     """Minimise sum of log loss of sigmoid(scale * inputs . w + bias) + strength / 2 * |r (w - w0)|^2.
 
     w0 is the zero-shot head and r the root mean square of each column, so that the pull does not depend on
-    the units of a column. With n rows the pull weighs strength / n of a row.
+    the units of a column; on the named columns it is a tenth. With n rows the pull weighs strength / n of a
+    row.
 
     Args:
         inputs: (n, 5 + d) of `head_inputs`.
@@ -76,6 +79,7 @@ def fit_head(
         return start
     size = np.sqrt(np.mean(inputs**2, axis=0))
     pull = strength * np.where(size > 0, size, 1.0) ** 2
+    pull[: len(HEAD_COLUMNS)] *= NAMED_SHARE
     rows, wanted = scale * inputs, labels.astype(np.float64)
 
     def loss(weights: FloatArray) -> float:

@@ -17,7 +17,7 @@ from training.data.prepared import PreparedDataset
 from training.engine.calibrate import Calibrator, fit_calibrator, identity_calibrator
 from training.engine.files import write_text
 from training.hier.bags import UserBags
-from training.hier.clicks import Impressions
+from training.hier.clicks import Impressions, listed_items
 from training.hier.config import PretrainConfig
 from training.hier.entities import EntityVocabulary, attribute_encoders, read_triples, stored_names
 from training.hier.errors import GraphError
@@ -68,7 +68,8 @@ class SourceData:
         self.graph: KnowledgeGraph = build_graph(self.item_sets, self.vocabulary, ontology)
         num_users = len(prepared.entity_ids(Entity.USER))
         clicks = self.train.clicks()
-        self.bags = UserBags.of(clicks, self.item_sets, num_users=num_users, top=graph.top)
+        listed = listed_items(prepared, graph.user_lists)
+        self.bags = UserBags.of(clicks.plus(listed), self.item_sets, num_users=num_users, top=graph.top)
         self.pools = items_of_domains(self.train, num_domains=prepared.schema.num_domains)
         self.data = PretrainData(clicks, self.bags, self.item_sets, self.pools, self._tasks())
 

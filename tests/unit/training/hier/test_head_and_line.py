@@ -40,6 +40,7 @@ def test_the_head_minimises_its_penalised_loss(factors):
     labels = (rng.random(300) < 0.3).astype(np.float32)
     head = fit_head(inputs, labels, scale=0.7, bias=-0.5, strength=5.0)
     pull = 5.0 * (inputs**2).mean(axis=0)
+    pull[:5] *= 0.1
     slope = 0.7 * inputs.T @ (sigmoid(0.7 * inputs @ head - 0.5) - labels)
     slope += pull * (head - np.asarray(zero_shot_head(4)))
     np.testing.assert_allclose(slope, 0, atol=1e-3)
