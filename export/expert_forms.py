@@ -31,9 +31,9 @@ from pydantic import JsonValue
 from torch import nn
 
 from export.errors import RunError
+from export.forms import runner
 from export.fused_experts import FusedExperts
 from export.onnx_export import export_graph
-from export.rows import GraphArrays
 from export.run_folder import Part, RunFolder
 from export.timing import rows_per_second
 from service.scoring.predictor import Predictor
@@ -219,7 +219,7 @@ def measured_rates(run: RunFolder, candidates: dict[str, Part], scratch: Path) -
             sampler.draw(domain=domains[draw % len(domains)], num_rows=num_rows)
             for draw in range(TIMED_DRAWS)
         ]
-        found = rows_per_second({name: _runner(predictor) for name, predictor in opened.items()}, inputs)
+        found = rows_per_second({name: runner(predictor) for name, predictor in opened.items()}, inputs)
         for name, rate in found.items():
             rates[name][num_rows] = rate
     return rates
@@ -227,11 +227,6 @@ def measured_rates(run: RunFolder, candidates: dict[str, Part], scratch: Path) -
 
 def _mean_rate(rates: dict[int, float]) -> float:
     return math.prod(rates.values()) ** (1 / len(rates))
-
-
-def _runner(predictor: Predictor) -> Callable[[GraphArrays], object]:
-    names = [spec.name for spec in predictor.graph.inputs]
-    return lambda inputs: predictor.run({name: inputs[name] for name in names})
 
 
 def _routing(run: RunFolder, part: Part) -> dict[str, Any]:

@@ -160,7 +160,7 @@ class _Trial:
         pair = {name: self._open(part) for name, part in (("general", general), ("special", special))}
         sampler = self._run.sampler(seed=TIMED_SEED)
         inputs = [sampler.draw(domain=special.domains[0], num_rows=TIMED_ROWS) for _ in range(TIMED_DRAWS)]
-        runs = {name: _runner(predictor) for name, (predictor, _) in pair.items()}
+        runs = {name: runner(predictor) for name, (predictor, _) in pair.items()}
         rates = rows_per_second(runs, inputs)
         return {
             "gain": round(rates["special"] / rates["general"], 3),
@@ -187,6 +187,7 @@ class _Trial:
         return self._opened[part.key]
 
 
-def _runner(predictor: Predictor) -> Callable[[GraphArrays], object]:
+def runner(predictor: Predictor) -> Callable[[GraphArrays], object]:
+    """Runs a graph on the inputs that it reads of those given."""
     names = [spec.name for spec in predictor.graph.inputs]
     return lambda inputs: predictor.run({name: inputs[name] for name in names})
