@@ -15,10 +15,13 @@ from tests.support.asgi import with_app
 from tests.support.routing import body, experiment, reply_of, told, write_routing
 from tests.support.runs import run_into
 from training.config import load_config
+from training.engine.artefacts import load_model
 from training.engine.fit import RunResult
 from training.report import write_report
 from training.routing.errors import RoutingError
+from training.routing.fine_tune import fine_tune
 from training.routing.routing_run import RoutingRun
+from training.routing.warmup import cesaa_of
 
 INPUTS = "inputs: {tables: [{dim: 4}], domain_dim: 4}"
 CESAA = (
@@ -126,3 +129,20 @@ def test_routing_alone_switches_a_domain_from_aread_to_cesaa(store, tmp_path):
 def test_other_models_have_no_routing_to_train(small, prepared):
     with pytest.raises(RoutingError, match="a model of type mmoe has no routing; cesaa has"):
         RoutingRun(load_config(small.config), prepared)
+
+
+def test_a_run_trains_on_with_its_masks_on(cesaa, prepared, tmp_path):
+    """The new run starts from the old weights, and no row leaves its domain's experts."""
+    old = cesaa.metrics["routing"]["domains"]
+    result = fine_tune(cesaa.folder.root, tmp_path / "tuned")
+    model = load_model(result.folder.model, prepared.schema)
+    allowed = cesaa_of(model).gate.allowed_experts
+
+    assert [list(own) for own in allowed[:-1]] == [old[name]["allowed"] for name in prepared.schema.domains]
+    assert result.metrics["routing"]["allowed"]["changed_ratio"] == 0
+    assert result.metrics["test"]["total_auc"] > cesaa.metrics["test"]["total_auc"] - 0.02
+
+
+def test_runs_without_routing_cannot_be_tuned_on(finished, tmp_path):
+    with pytest.raises(RoutingError, match="its metrics have no routing; only runs of type cesaa have"):
+        fine_tune(finished.folder.root, tmp_path / "tuned")
