@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -290,7 +290,4 @@ class SasrecNet(SequenceNet):
         return states
 
     def _encoder(self, place: int) -> SequenceEncoder:
-        encoder = self.encoders[place]
-        if not isinstance(encoder, SequenceEncoder):
-            raise TypeError(f"encoder {place} is a {type(encoder).__name__}")
-        return encoder
+        return cast(SequenceEncoder, self.encoders[place])

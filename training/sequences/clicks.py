@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -148,12 +149,13 @@ def fill(
 ) -> dict[str, int]:
     """Put a net's weights behind a schema; gives counts of items by where their vectors come from.
 
-    Raises:
-        SequenceError: One of both is not SyNCRec's.
+    Args:
+        built: By the config that `serving_config` gives.
+        model: What that config is of.
+        prepared: With the schema.
+        content: Whether items without events get vectors by their attributes.
     """
-    inputs, net, schema = built.inputs, model.net, prepared.schema
-    if not isinstance(inputs, SyncrecInputs) or not isinstance(net, SyncrecNet):
-        raise SequenceError("only a SyNCRec model can be put behind a schema")
+    inputs, net, schema = cast(SyncrecInputs, built.inputs), cast(SyncrecNet, model.net), prepared.schema
     rows = net_rows(model, schema, inputs.item_id.encoder)
     has_events = rows >= FIRST_ID
     vectors = net.items.weight.detach()[rows.clamp(min=0)]
@@ -197,14 +199,13 @@ def net_rows(model: SequenceModel, schema: FeatureSchema, encoder: str) -> Tenso
 @torch.no_grad()
 def _set_missing(built: CtrModel, rows: Predictions) -> None:
     """An item without a vector gets the mean logit of the domain's scored rows, of all for other domains."""
-    if not isinstance(built.ranker, SyncrecRanker):
-        raise SequenceError("only SyNCRec's ranker has a logit for items without a vector")
+    ranker = cast(SyncrecRanker, built.ranker)
     scored = rows.logit != 0.0  # the constant before it is set
     overall = float(rows.logit[scored].mean()) if scored.any() else 0.0
-    size = len(built.ranker.get_buffer("missing"))
+    size = len(ranker.get_buffer("missing"))
     means = np.full(size, overall)
     for domain in range(size - 1):
         own = scored & (rows.domain == domain)
         if own.any():
             means[domain] = rows.logit[own].mean()
-    built.ranker.set_missing(torch.from_numpy(means).to(torch.float32))
+    ranker.set_missing(torch.from_numpy(means).to(torch.float32))
