@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from tests.unit.training.sequences.toy import random_log
 from training.engine.checkpoint import CheckpointError
@@ -199,4 +198,3 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
     training = SequenceTrainingConfig(epochs=3, batch_size=16, num_threads=1, device="cpu", lr=1e30)
     with pytest.raises(SequenceError, match=r"the loss is (nan|inf); lower training.lr"):
         train_sequences(config(training=training), LOG, tmp_path / "run")
-    torch.use_deterministic_algorithms(False)
