@@ -88,7 +88,8 @@ class GroupedExperts(nn.Module):
         self.first_width, self.out_width = stack.widths[0], stack.out_width
         if self.joins:
             row = torch.cat([request.weight.detach(), row], dim=1)
-            self.register_buffer("bias", request.bias.detach().clone())
+            biases = torch.split(request.bias.detach(), self.first_width)
+            self.biases = nn.ParameterList(nn.Parameter(bias.clone()) for bias in biases)
         else:
             self.request = request
         rest = [linear for linear in stack.linears if isinstance(linear, StackedLinear)]
@@ -103,7 +104,7 @@ class GroupedExperts(nn.Module):
         inputs = sides.row
         if self.joins:
             inputs = torch.cat([at_rows(sides.request, sides.request_index), inputs], dim=1)
-            firsts = torch.split(self.get_buffer("bias"), self.first_width)
+            firsts = tuple(self.biases)
         else:
             firsts = torch.split(self.request(sides.request), self.first_width, dim=1)
         row_of = torch.arange(N).unsqueeze(1).expand(N, k).reshape(N * k)

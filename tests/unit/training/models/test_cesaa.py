@@ -97,9 +97,9 @@ def poisoned(form: CesaaForm, chosen: set[int]) -> CesaaForm:
             if number not in chosen:
                 for parameter in expert.parameters():
                     parameter.fill_(torch.nan)
-                for values in own.routed.buffers():
-                    values.view(-1, own.routed.first_width)[number] = torch.nan
-                if not own.routed.joins:
+                if own.routed.joins:
+                    own.routed.biases[number].fill_(torch.nan)
+                else:
                     request = own.routed.request
                     request.weight.view(-1, own.routed.first_width, request.in_features)[number] = torch.nan
                     request.bias.view(-1, own.routed.first_width)[number] = torch.nan
