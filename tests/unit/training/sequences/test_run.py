@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from tests.unit.training.sequences.toy import random_log
+from training.config import ConfigError, load_tree
 from training.engine.checkpoint import CheckpointError
 from training.engine.errors import RunError
 from training.sequences.config import (
@@ -183,6 +185,17 @@ def test_candidates_are_fixed_and_of_one_domain() -> None:
         SequenceError, match=r"too few to draw 100 negatives from; set ranking\.negatives to full"
     ):
         draw_candidates(log, events, negatives=100, seed=0)
+
+
+@pytest.mark.parametrize("name", ["amazon5_sasrec", "amazon5_syncrec", "synthetic_syncrec"])
+def test_shipped_configs_load(name: str) -> None:
+    """And resolve to files that give them again; an unknown key is refused with its neighbours."""
+    path = Path("training/configs/sequences") / f"{name}.yaml"
+    found = load_tree(path, (), SequenceConfig)
+
+    assert SequenceConfig.model_validate(yaml.safe_load(found.to_yaml())) == found
+    with pytest.raises(ConfigError, match=r"unknown key model\.widht; did you mean width"):
+        load_tree(path, ("model.widht=3",), SequenceConfig)
 
 
 def test_configs_that_contradict_themselves_are_refused() -> None:
