@@ -45,7 +45,7 @@ class GroupedLevel(nn.Module):
         size = max(1, GROUP_WIDTH // widest)
         bounds = [*range(0, experts, size), experts]
         self.sizes = [(end - start) * self.inner for start, end in pairwise(bounds)]
-        self.groups = nn.ModuleList(
+        self.layers = nn.ModuleList(
             _group(layers, start, end, mixer if self.folds else None) for start, end in pairwise(bounds)
         )
 
@@ -60,7 +60,7 @@ class GroupedLevel(nn.Module):
         else:
             parts = torch.split(x, self.sizes, dim=1)
         done = []
-        for part, layers in zip(parts, self.groups, strict=True):
+        for part, layers in zip(parts, self.layers, strict=True):
             values = part
             for layer in layers if isinstance(layers, nn.ModuleList) else ():
                 values = torch.relu(layer(values))
