@@ -1,4 +1,4 @@
-"""Which form of chosen experts a graph gets: asked for, frozen where rows agree, refused where none choose."""
+"""Which form chosen experts get: asked for, frozen where rows agree, refused where rows choose none."""
 
 from __future__ import annotations
 
