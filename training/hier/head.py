@@ -15,7 +15,7 @@ from training.hier.factors import Factors
 from training.hier.ragged import IntArray
 from training.models.hier import HEAD_COLUMNS, zero_shot_head
 
-DEFAULT_STRENGTH = 10.0
+DEFAULT_STRENGTH = 100.0
 NAMED_SHARE = 0.1
 """Share of the pull on the few named columns, which hold most of what a domain can teach."""
 MAX_STEPS = 50
