@@ -70,20 +70,34 @@ def fit(
 def compare(
     runs: RunsArgument,
     split: Annotated[str, typer.Option(help="valid or test.")] = "test",
+    deviations: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Serve by the single view where the mixed one is worse by so many standard errors."
+        ),
+    ] = None,
 ) -> None:
     """Print HR@5, NDCG@5 and MRR of finished runs by domain, and what serving loses to single views."""
-    from training.sequences.report import compared, losses_to_single, read_metrics
+    from training.sequences.report import compared, losses_to_single, read_metrics, served_at
 
     if split not in ("valid", "test"):
         raise typer.BadParameter(f"{split!r} is not one of valid, test", param_hint="--split")
-    heads, rows = compared(runs, split=split)
+    found = [read_metrics(run) for run in runs]
+    if deviations is not None:
+        found = [served_at(metrics, deviations=deviations) for metrics in found]
+    heads, rows = compared(found, split=split)
     table = Table(*heads, box=None)
     for row in rows:
         table.add_row(*row)
     out_console.print(table)
-    for run in runs:
-        for name, change in losses_to_single(read_metrics(run), split=split).items():
-            out_console.print(f"{run}: {name}: served HR@5 less single {change:+.4f}", highlight=False)
+    for run, metrics in zip(runs, found, strict=True):
+        for name, change in losses_to_single(metrics, split=split).items():
+            view = "single" if metrics["use_single"][name] else "mixed"
+            out_console.print(
+                f"{run}: {name} served by its {view} view: HR@5 less single {change:+.4f}",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 @sequence_app.command()

@@ -73,17 +73,45 @@ def view_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
     return [*rows, ("mean", "", "", *(number(found["mean"].get(key)) for key in SHOWN))]
 
 
-def compared(runs: Sequence[Path], *, split: str = "test") -> tuple[list[str], list[list[str]]]:
+def served_at(metrics: dict[str, Any], *, deviations: float) -> dict[str, Any]:
+    """The figures as they would be with another limit of the switch; as they are for a net of one view.
+
+    Args:
+        metrics: Of a run.
+        deviations: A domain is served by its single view where validation has the mixed one worse by more
+            than so many standard errors.
+    """
+    if "served" not in metrics["test"]:
+        return metrics
+    single = {
+        name: pair is not None and pair[0] < -deviations * pair[1] for name, pair in metrics["phi"].items()
+    }
+    changed: dict[str, Any] = {"use_single": single}
+    for split in ("valid", "test"):
+        views = metrics[split]
+        own = {
+            name: views["single" if single[name] else "cross"]["domains"][name]
+            for name in views["cross"]["domains"]
+        }
+        mean = {
+            key: sum(figures[key] for figures in own.values() if key in figures)
+            / sum(key in figures for figures in own.values())
+            for key in views["served"]["mean"]
+        }
+        changed[split] = views | {"served": {"mean": mean, "domains": own}}
+    return metrics | changed
+
+
+def compared(found: Sequence[dict[str, Any]], *, split: str = "test") -> tuple[list[str], list[list[str]]]:
     """Heads and rows of a table: a line for each run and view, three figures for each domain.
 
     Args:
-        runs: Finished sequence runs over the same events.
+        found: Figures of finished sequence runs over the same events.
         split: `valid` or `test`.
 
     Raises:
-        SequenceError: A run is not finished, or the runs are of different events.
+        SequenceError: The runs are of different events.
     """
-    found = [read_metrics(run) for run in runs]
     digests = {metrics["digests"]["data"] for metrics in found}
     if len(digests) > 1:
         raise SequenceError(f"the runs are of {len(digests)} different event logs; compare those of one")

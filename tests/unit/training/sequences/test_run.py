@@ -22,7 +22,13 @@ from training.sequences.config import (
 from training.sequences.errors import SequenceError
 from training.sequences.judge import Transfer, draw_candidates, history
 from training.sequences.log import log_of_arrays
-from training.sequences.report import compared, losses_to_single, read_metrics, write_run_report
+from training.sequences.report import (
+    compared,
+    losses_to_single,
+    read_metrics,
+    served_at,
+    write_run_report,
+)
 from training.sequences.run import load_sequence_model, switches, train_sequences
 from training.track import Quiet
 
@@ -89,10 +95,26 @@ def test_a_finished_run_is_loaded_and_reported(finished: Path) -> None:
     for view in ("cross", "single", "served"):
         assert f"test, {view} view" in page
         assert set(metrics["test"][view]["domains"]) == {"a", "b", "c"}
-    heads, rows = compared([finished])
+    heads, rows = compared([metrics])
     assert heads == ["run, view", "a", "b", "c", "mean"]
     assert [row[0] for row in rows] == [f"tiny seed 0, {view}" for view in ("cross", "single", "served")]
     assert set(losses_to_single(metrics)) == {"a", "b", "c"}
+
+
+def test_served_figures_follow_another_limit_of_the_switch(finished: Path) -> None:
+    """With the run's own limit they stay; with none, a domain is served by the view of the lower loss."""
+    metrics = read_metrics(finished)
+    same, all_by_sign = served_at(metrics, deviations=2.0), served_at(metrics, deviations=0.0)
+
+    assert same["use_single"] == metrics["use_single"]
+    assert same["test"]["served"]["domains"] == metrics["test"]["served"]["domains"]
+    assert same["test"]["served"]["mean"] == pytest.approx(metrics["test"]["served"]["mean"])
+    for name, single in all_by_sign["use_single"].items():
+        assert single == (metrics["phi"][name][0] < 0)
+        view = metrics["test"]["single" if single else "cross"]
+        assert all_by_sign["test"]["served"]["domains"][name] == view["domains"][name]
+    one_view = {"test": {"cross": {}}}
+    assert served_at(one_view, deviations=1.0) is one_view
 
 
 def test_what_is_in_the_way_is_refused(finished: Path, tmp_path: Path) -> None:
@@ -129,7 +151,7 @@ def test_runs_of_different_events_are_not_compared(finished: Path, tmp_path: Pat
     assert losses_to_single(found) == {}
     write_run_report(tmp_path / "other")
     with pytest.raises(SequenceError, match="the runs are of 2 different event logs"):
-        compared([finished, tmp_path / "other"])
+        compared([read_metrics(finished), found])
 
 
 def test_a_domain_is_switched_beyond_noise_only() -> None:
