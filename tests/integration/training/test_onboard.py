@@ -82,8 +82,21 @@ def expected_scores(run, domain, user_id):
     return [sigmoid(domain.scale * float(left @ right) + domain.bias) for right in factors.items]
 
 
+def body(user_id, items=ITEMS, domain="fresh", **user):
+    return {"domain": domain, "user": {"id": user_id, **user}, "items": items}
+
+
 def score(client, user_id, items=ITEMS, domain="fresh"):
-    return client.post("/score", json={"domain": domain, "user": {"id": user_id}, "items": items})
+    return client.post("/score", json=body(user_id, items, domain))
+
+
+def entities_of(run, user_id):
+    """A stored user's entities and weights as a request would tell them."""
+    found = Representation.load(run)
+    row = found.user_ids.index(user_id)
+    ids, weights = found.user_entities[row], found.user_weights[row]
+    names = [found.vocabulary.names[i - 2] for i in ids[ids > 1].tolist()]
+    return {"user_entities": {"ids": names, "weights": weights[ids > 1].tolist()}}
 
 
 class Journey(NamedTuple):
@@ -120,6 +133,7 @@ def journey(pretrained, tmp_path_factory):
             "known": score(client, "u1"),
             "cold": score(client, "nobody"),
             "unregistered": score(client, "u1", [{"id": "new", "features": named}]),
+            "told": client.post("/score", json=body("nobody", features=entities_of(run, "u1"))),
         }
         return Journey(run, store, items, before, replies, service.process.poll() is not None)
 
@@ -132,7 +146,8 @@ def test_a_domain_onboarded_while_the_service_runs_is_scored_without_a_restart(j
     domain = onboard(run, "fresh", journey.items, prior_rate=0.04)
     assert scores["known"] == pytest.approx(expected_scores(run, domain, "u1"), abs=1e-5)
     assert scores["cold"] == pytest.approx(expected_scores(run, domain, "nobody"), abs=1e-5)
-    # An item that nobody registered is told by its attributes.
+    # An item that nobody registered is told by its attributes, a user by what she clicked.
+    assert scores["told"] == pytest.approx(scores["known"], abs=1e-6)
     assert scores["unregistered"] == pytest.approx(scores["known"][:1], abs=1e-6)
 
 
