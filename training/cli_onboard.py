@@ -23,7 +23,7 @@ AliasOption = Annotated[str, typer.Option(help="Alias to move onto the bundle.")
 
 
 def pretrain_command(
-    config: Annotated[Path, typer.Option(help="YAML config, e.g. training/configs/hier_synthetic.yaml.")],
+    config: Annotated[Path, typer.Option(help="YAML config, e.g. training/configs/hier/synthetic.yaml.")],
     out: Annotated[Path, typer.Option(help="Run folder to fill; made if missing.")],
     data: Annotated[Path | None, typer.Option(help="Raw data; triples are read from there too.")] = None,
     prepared: Annotated[

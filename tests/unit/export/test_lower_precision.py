@@ -141,8 +141,10 @@ def test_ranges_are_those_of_all_batches():
     np.testing.assert_array_equal(found.high, [1, 5])
 
 
-def test_a_graph_without_large_parts_stays_as_it_is(tmp_path: Path):
+def test_a_graph_without_large_parts_stays_as_it_is(monkeypatch: pytest.MonkeyPatch):
     """Nothing to measure, no table to halve."""
+    monkeypatch.setattr(export.quantise, "MIN_ENTRIES", 1 << 20)
+    monkeypatch.setattr(export.half, "MIN_ROWS", 1 << 20)
     lines = CalibratorTable(np.ones(SCHEMA.num_domains + 1, np.float32), np.zeros(4, np.float32))
     proto = trace_graph(ScoringGraph(trained_model("deepfm", SCHEMA), SCHEMA, lines), SCHEMA)
 

@@ -8,7 +8,7 @@ import training
 from training.config import ConfigError
 from training.hier.config import load_pretrain_config
 
-CONFIGS = sorted((Path(training.__file__).parent / "configs").glob("hier_*.yaml"))
+CONFIGS = sorted((Path(training.__file__).parent / "configs" / "hier").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
