@@ -1,5 +1,6 @@
 """HIER from a raw log to `/score`: pre-training, a new domain onto a running service, refits, blending."""
 
+import json
 import math
 import shutil
 import time
@@ -229,6 +230,33 @@ def test_files_that_cannot_be_used_are_refused(run, items, tmp_path):
         onboard(run, "fresh", items, labels=written("user_id,item_id,label\nu1,n1,2\n"))
     with pytest.raises(OnboardError, match="labels of item 'n99', which the items file does not list"):
         onboard(run, "fresh", items, labels=written("user_id,item_id,label\nu1,n99,1\n"))
+
+
+def test_a_build_that_fails_is_told_and_moves_no_alias(run, items, tmp_path):
+    store = tmp_path / "models"
+    store.write_text("no folder")
+    command = [
+        "onboard",
+        "--run",
+        str(run),
+        "--domain",
+        "fresh",
+        "--items",
+        str(items),
+        "--store",
+        str(store),
+    ]
+    with pytest.raises(OnboardError, match=r"ctr-export build of .* failed: .*"):
+        app(command, standalone_mode=False)
+
+
+def test_sources_without_impressions_need_a_click_rate(run, items):
+    record = run / "hier" / "representation.json"
+    told = json.loads(record.read_text())
+    told["sources"] = [source | {"rate": 1.0} for source in told["sources"]]
+    record.write_text(json.dumps(told))
+    with pytest.raises(OnboardError, match="have no impressions to take a click rate from: give --prior-ctr"):
+        onboard(run, "fresh", items)
 
 
 def test_names_in_a_csv_and_whole_names(run, tmp_path):
