@@ -191,7 +191,9 @@ def test_a_new_version_rolls_out_with_no_failed_request(site, figures):
     figures.add("kube_rollout", {**load.tally.figures(), "seconds": round(rolled_s, 1)})
     assert load.tally.failed == {}
     assert load.tally.sent > 300
-    assert site.images_of_ready_pods() == [f"ctr-service:{NEXT_TAG}"] * 2
+    ready = site.images_of_ready_pods()
+    assert len(ready) >= 2  # the load may have made the autoscaler add one
+    assert set(ready) == {f"ctr-service:{NEXT_TAG}"}
 
 
 def test_a_bad_version_stalls_and_is_undone_with_no_failed_request(site, figures):
@@ -218,7 +220,7 @@ def test_a_bad_version_stalls_and_is_undone_with_no_failed_request(site, figures
 
 def test_the_autoscaler_adds_pods_under_load(site, figures):
     """By the CPU that pods really use; that nobody serves the metric of pods does not keep it from that."""
-    begun = time.monotonic()
+    begun, first = time.monotonic(), len(site.images_of_ready_pods())
     with site.load(threads=4, pause_s=0.0) as load:
         site.cluster.wait(
             "more than two replicas",
@@ -229,7 +231,7 @@ def test_the_autoscaler_adds_pods_under_load(site, figures):
         site.cluster.wait("they serve", lambda: len(site.images_of_ready_pods()) > 2, timeout_s=180)
     ready = len(site.images_of_ready_pods())
     scaled = {"decided_s": round(decided_s, 1), "served_s": round(time.monotonic() - begun, 1)}
-    figures.add("kube_autoscaler", {**load.tally.figures(), **scaled, "from": 2, "to": ready})
+    figures.add("kube_autoscaler", {**load.tally.figures(), **scaled, "from": first, "to": ready})
     assert load.tally.failed == {}
 
 
