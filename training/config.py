@@ -132,18 +132,10 @@ class CalibrationConfig(Part):
     global_only: bool = True
 
 
-class RunConfig(Part):
-    """Everything that decides the result of a run, given the data."""
+class Root(Part):
+    """A whole config, by name."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)
-    data: DataConfig = DataConfig()
-    model: ModelConfig
-    training: TrainingConfig = TrainingConfig()
-    optimiser: OptimiserConfig = OptimiserConfig()
-    calibration: CalibrationConfig = CalibrationConfig()
-    clustering: ClusteringConfig = ClusteringConfig()
-    augment: AugmentConfig = AugmentConfig()
-    masks: MaskConfig = MaskConfig()
 
     @property
     def digest(self) -> str:
@@ -153,6 +145,19 @@ class RunConfig(Part):
     def to_yaml(self) -> str:
         """The resolved tree as YAML, defaults included."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+class RunConfig(Root):
+    """Everything that decides the result of a run, given the data."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig
+    training: TrainingConfig = TrainingConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+    clustering: ClusteringConfig = ClusteringConfig()
+    augment: AugmentConfig = AugmentConfig()
+    masks: MaskConfig = MaskConfig()
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

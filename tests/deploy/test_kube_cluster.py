@@ -239,18 +239,8 @@ def test_a_retrained_model_is_published_as_canary_and_promoted(site, figures):
     """The CronJob's job, begun by hand, then the job that moves `stable`: pods follow by themselves."""
     cluster = site.cluster
     data = _shared(site.folder / "data")
-    make = [
-        sys.executable,
-        "-m",
-        "training.cli",
-        "data",
-        "synthetic",
-        "--preset",
-        "small",
-        "--out",
-        str(data),
-    ]
-    subprocess.run(make, check=True, cwd=ROOT, capture_output=True)
+    make = ("training.cli", "data", "synthetic", "--preset", "small", "--out", str(data))
+    subprocess.run([sys.executable, "-m", *make], check=True, cwd=ROOT, capture_output=True)
     _own(data)
     runs = _shared(site.folder / "runs")
     cluster.apply([volume(SPACE, "ctr-data", data), volume(SPACE, "ctr-runs", runs)])

@@ -1,20 +1,17 @@
 """The config of a pre-training run: a typed tree read from YAML.
 
-Reads `training/configs/hier_*.yaml` plus overrides such as `training.seed=3`; the resolved tree goes to
+Reads `training/configs/hier/*.yaml` plus overrides such as `training.seed=3`; the resolved tree goes to
 `OUT/config.yaml`. Invariant: a key that nothing reads is refused, with its path.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from training.config import ConfigError, DataConfig, Part
+from training.config import DataConfig, Part, Root, load_tree
 from training.hier.bags import DEFAULT_TOP
 from training.models.config import HierConfig
 
@@ -73,14 +70,13 @@ class LoopConfig(Part):
     num_threads: int = Field(default=1, ge=1)
 
 
-class PretrainConfig(Part):
+class PretrainConfig(Root):
     """Everything that decides the result of a pre-training, given the data.
 
     Attributes:
         hold_out: Domain whose clicks are not read; null holds none out.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)
     data: DataConfig = DataConfig()
     hold_out: str | None = None
     graph: GraphConfig = GraphConfig()
@@ -88,45 +84,7 @@ class PretrainConfig(Part):
     loss: LossConfig = LossConfig()
     training: LoopConfig = LoopConfig()
 
-    @property
-    def digest(self) -> str:
-        """Sha256 (hex) of the resolved tree."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
-
-    def to_yaml(self) -> str:
-        """The resolved tree as YAML, defaults included."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
 
 def load_pretrain_config(path: Path, overrides: Sequence[str] = ()) -> PretrainConfig:
-    """Read a config.
-
-    Args:
-        path: YAML file.
-        overrides: `dotted.key=value` each, the value in YAML; later ones win.
-
-    Raises:
-        ConfigError: No such file, not YAML, an unknown key, a value of a wrong type or out of range.
-    """
-    try:
-        tree: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: holds a {type(tree).__name__}, expected a mapping with name, model, ...")
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator:
-            raise ConfigError(f"override {override!r}: expected dotted.key=value, e.g. training.seed=3")
-        *parents, last = key.strip().split(".")
-        node = tree
-        for part in parents:
-            node = node.setdefault(part, {})
-        node[last] = yaml.safe_load(text)
-    try:
-        return PretrainConfig.model_validate(tree)
-    except ValidationError as error:
-        told = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
-        raise ConfigError(f"{path}: " + "; ".join(told)) from error
+    """Read the config of a pre-training; arguments and errors are those of `load_tree`."""
+    return load_tree(path, overrides, PretrainConfig)

@@ -6,21 +6,14 @@ Invariant: a key that nothing reads is refused; the resolved file, read again, g
 
 from __future__ import annotations
 
-import hashlib
 from typing import Annotated, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from training.config import Part, Root
 from training.models.acmoe import GateInput
 from training.sequences.batches import SingleView
 from training.sequences.losses import AgreementForm, PairLoss
-
-
-class Part(BaseModel):
-    """A frozen part of the tree that refuses unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class DomainNames(Part):
@@ -156,20 +149,10 @@ class RankingConfig(Part):
     seed: int = Field(default=0, ge=0)
 
 
-class SequenceConfig(Part):
+class SequenceConfig(Root):
     """Everything that decides the result of a sequence run, given the data."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)
     events: EventsConfig = EventsConfig()
     model: SequenceEncoderConfig
     training: SequenceTrainingConfig = SequenceTrainingConfig()
     ranking: RankingConfig = RankingConfig()
-
-    @property
-    def digest(self) -> str:
-        """Sha256 (hex) of the resolved tree."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
-
-    def to_yaml(self) -> str:
-        """The resolved tree as YAML, defaults included."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
