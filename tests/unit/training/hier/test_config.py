@@ -24,7 +24,11 @@ def test_shipped_configs_load_and_load_again(path, tmp_path):
     ("text", "overrides", "reason"),
     [
         ("name: a\nmodle: {}\n", [], "unknown key modle; did you mean model"),
-        ("name: a\ngraph: {max_share: 2}\n", [], "graph.max_share: input should be less than or equal to 1, got 2"),
+        (
+            "name: a\ngraph: {max_share: 2}\n",
+            [],
+            "graph.max_share: input should be less than or equal to 1, got 2",
+        ),
         ("- 1\n", [], "holds a list, expected a mapping"),
         ("a: [\n", [], "not valid YAML"),
         ("name: a\n", ["training.seed"], "expected dotted.key=value"),
