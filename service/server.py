@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import signal
 import socket
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from typing import cast
 
 import uvicorn
 
@@ -23,6 +25,7 @@ from service.admin import admin_server
 from service.api.operate import Operator
 from service.app import Application, create_app
 from service.links import CommandReader, OwnProcess
+from service.protocol import Outbox, ReplyProtocol
 from service.settings import Settings
 from service.sockets import bind, ignore_new_connections
 from service.telemetry.log import configure_logging, get_logger
@@ -61,7 +64,7 @@ class DrainingServer(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="uvloop",
-                http="httptools",
+                http=cast("type[asyncio.Protocol]", functools.partial(ReplyProtocol, Outbox())),
                 ws="none",
                 lifespan="on",
                 log_config=None,

@@ -1,9 +1,9 @@
 """Where a graph run takes place: on the event loop when it is short, in a small pool when it is long.
 
 A thread hop costs 70-180 us on two cores, so runs expected to be shorter than
-`inline_max_ms` stay on the loop, one per loop iteration: between two runs the loop reads sockets, so
-health checks are answered and overload is refused while requests wait. Invariants: waiting ends at
-the request's deadline at the latest; a native run is never cancelled, only no longer waited for; the
+`inline_max_ms` stay on the loop, for a bounded time per loop iteration: between two iterations the loop
+reads sockets, so health checks are answered and overload is refused while requests wait. Invariants: waiting
+ends at the request's deadline at the latest; a native run is never cancelled, only no longer waited for; the
 backlog counts every run from its request on until it is over.
 """
 
@@ -23,37 +23,58 @@ from service.scoring.admission import Backlog, CallerGone, Deadline
 from service.scoring.batcher import Batcher, joined
 from service.scoring.predictor import GraphRows, Predictor
 
+ITERATION_MS = 0.25
+ITERATION_RUNS = 16
+"""Bounds on the runs of one iteration of the event loop, which reads sockets between two iterations."""
 CALLER_LOOK_S = 0.05
 """Time between looks whether the caller of a run in the pool is still there."""
 
 
 class Turnstile:
-    """Lets one waiter through per iteration of the event loop, in order of arrival."""
+    """Lets waiting runs through, in order of arrival, for a bounded time per iteration of the event loop.
 
-    def __init__(self) -> None:
-        self._taken = False
-        self._waiting: deque[asyncio.Future[None]] = deque()
+    Args:
+        max_ms: Expected time of the runs of one iteration; the first passes whatever it takes.
+        max_runs: Most of them.
+    """
 
-    async def pass_through(self) -> bool:
-        """Return at once when nobody ran in this iteration, else in one of the next; whether it waited."""
-        loop = asyncio.get_running_loop()
-        if not self._taken:
-            self._taken = True
-            loop.call_soon(self._advance, loop)
-            return False
-        turn: asyncio.Future[None] = loop.create_future()
-        self._waiting.append(turn)
-        await turn
-        return True
+    def __init__(self, *, max_ms: float = ITERATION_MS, max_runs: int = ITERATION_RUNS) -> None:
+        self._max_ms = max_ms
+        self._max_runs = max_runs
+        self._num_runs = 0
+        self._ms = 0.0
+        self._waiting: deque[tuple[float, asyncio.Future[None]]] = deque()
 
-    def _advance(self, loop: asyncio.AbstractEventLoop) -> None:
+    async def pass_through(self, expected_ms: float) -> bool:
+        """Return at once when this iteration has time for it, else in one of the next; whether it waited."""
+        if not self._num_runs:
+            asyncio.get_running_loop().call_soon(self._advance)
+        elif self._waiting or self._is_full(expected_ms):
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append((expected_ms, turn))
+            await turn
+            return True
+        self._num_runs += 1
+        self._ms += expected_ms
+        return False
+
+    def _is_full(self, expected_ms: float) -> bool:
+        return self._num_runs >= self._max_runs or self._ms + expected_ms > self._max_ms
+
+    def _advance(self) -> None:
+        self._num_runs = 0
+        self._ms = 0.0
         while self._waiting:
-            turn = self._waiting.popleft()
+            expected_ms, turn = self._waiting[0]
             if not turn.done():
+                if self._num_runs and self._is_full(expected_ms):
+                    break
                 turn.set_result(None)
-                loop.call_soon(self._advance, loop)
-                return
-        self._taken = False
+                self._num_runs += 1
+                self._ms += expected_ms
+            self._waiting.popleft()
+        if self._num_runs:
+            asyncio.get_running_loop().call_soon(self._advance)
 
 
 class Runner:
@@ -98,7 +119,7 @@ class Runner:
         try:
             if self._batcher is not None:
                 return await self._batcher.run(predictor, rows, deadline)
-            if await self._turnstile.pass_through():
+            if await self._turnstile.pass_through(run_ms):
                 deadline.check_caller()
             deadline.check("infer")
             return self._timed(predictor, rows)

@@ -67,3 +67,19 @@ def test_broken_http_is_refused_or_dropped_and_the_next_caller_is_served(service
     assert "Traceback" not in service.log()
     assert "score_failed" not in service.log()
     assert "request_failed" not in service.log()
+
+
+def test_a_reply_comes_in_one_piece_and_pipelined_requests_in_order(service):
+    host, port = service.url.removeprefix("http://").split(":")
+    whole = HEAD + b"content-length: %d\r\n" % len(BODY)
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(whole + b"\r\n" + BODY)
+        head, _, body = connection.recv(65536).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 OK")
+        assert len(json.loads(body)["scores"]) == 1
+        ids = [b"first", b"second", b"third"]
+        connection.sendall(b"".join(whole + b"x-request-id: " + i + b"\r\n\r\n" + BODY for i in ids))
+        reply = b""
+        while reply.count(b'"scores"') < len(ids):
+            reply += connection.recv(65536)
+    assert [part.split(b"\r\n")[0] for part in reply.split(b"x-request-id: ")[1:]] == ids

@@ -162,27 +162,44 @@ def test_waiting_for_a_long_run_ends_at_the_deadline_and_queued_work_is_not_begu
     assert len(slow.threads) == 1
 
 
-def test_turnstile_lets_one_through_per_iteration_in_order():
+def iterations_of_runs(times_ms, **bounds):
+    """In which iteration of the loop each run passes; a further one is cancelled while it waits."""
+
     async def many():
-        turnstile, order, iterations = Turnstile(), [], 0
+        turnstile, passed, iteration = Turnstile(**bounds), [], 0
 
-        async def one(number):
-            await turnstile.pass_through()
-            order.append((number, iterations))
+        async def one(number, expected_ms):
+            await turnstile.pass_through(expected_ms)
+            passed.append((number, iteration))
 
-        tasks = [asyncio.create_task(one(n)) for n in range(4)]
-        cancelled = asyncio.create_task(one(99))
+        tasks = [asyncio.create_task(one(n, ms)) for n, ms in enumerate(times_ms)]
+        cancelled = asyncio.create_task(one(99, times_ms[-1]))
         while not all(task.done() for task in tasks):
             await asyncio.sleep(0)
-            iterations += 1
-            if iterations == 1:
+            iteration += 1
+            if iteration == 1:
                 cancelled.cancel()
         await asyncio.sleep(0)
-        return order
+        return passed
 
-    order = asyncio.run(many())
-    assert [number for number, _ in order] == [0, 1, 2, 3]
-    assert len({iteration for _, iteration in order}) == 4
+    passed = asyncio.run(many())
+    assert [number for number, _ in passed] == list(range(len(times_ms)))
+    found = [iteration for _, iteration in passed]
+    names = sorted(set(found))
+    return [names.index(iteration) for iteration in found]
+
+
+def test_turnstile_lets_long_runs_through_one_per_iteration_in_order():
+    assert iterations_of_runs([0.3] * 4, max_ms=0.25, max_runs=16) == [0, 1, 2, 3]
+
+
+def test_turnstile_bounds_the_time_of_an_iteration_and_never_lets_a_run_overtake():
+    times_ms = [0.1, 0.1, 0.1, 9.0, 0.02, 0.2, 0.02]
+    assert iterations_of_runs(times_ms, max_ms=0.25, max_runs=16) == [0, 0, 1, 2, 3, 3, 3]
+
+
+def test_turnstile_bounds_the_number_of_runs_of_an_iteration():
+    assert iterations_of_runs([0.0] * 7, max_ms=0.25, max_runs=3) == [0, 0, 0, 1, 1, 1, 2]
 
 
 def test_clock_averages_scales_up_and_bounds_a_spike():
