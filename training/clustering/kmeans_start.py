@@ -7,8 +7,6 @@ id.
 import warnings
 
 import numpy as np
-from sklearn.cluster import KMeans  # type: ignore[import-untyped,unused-ignore]
-from sklearn.exceptions import ConvergenceWarning  # type: ignore[import-untyped,unused-ignore]
 
 from training.clustering.arrays import FloatArray, IntArray, first_max
 from training.clustering.errors import RulesError
@@ -41,6 +39,10 @@ def kmeans_clusters(MC: FloatArray, num_clusters: int, *, seed: int = 0, num_sta
     Raises:
         RulesError: K below 1 or above D.
     """
+    # Imported here: it costs two seconds, and every export and report reaches this file.
+    from sklearn.cluster import KMeans  # type: ignore[import-untyped,unused-ignore]
+    from sklearn.exceptions import ConvergenceWarning  # type: ignore[import-untyped,unused-ignore]
+
     require_clusters(num_clusters, len(MC))
     model = KMeans(num_clusters, init="k-means++", n_init=num_starts, random_state=seed)
     with warnings.catch_warnings():
