@@ -2,7 +2,7 @@
 
 The tasks are the prediction from mixed sequences (task 0, "cross") and, for each domain d, that from the
 domain's own events (task 1 + d, "single"). All tasks read all K experts; the first `num_cross_experts` learn
-from the cross task, the others from the single ones.
+from the cross task, the others from the single ones. Without the stop-gradient all learn from both sides.
 
 Invariant: an expert that is frozen for a side gets no gradient from it, and hands none on to what it reads;
 its parameters are its own. With `prefix_mean` gates no position's output depends on a later one.
@@ -39,6 +39,7 @@ class ExpertBank(nn.Module):
         num_layers: Of each.
         num_heads: Of each layer.
         dropout: Drop rate.
+        stop_gradient: Whether each learns from its own side only.
     """
 
     def __init__(
@@ -50,9 +51,11 @@ class ExpertBank(nn.Module):
         num_layers: int,
         num_heads: int,
         dropout: float,
+        stop_gradient: bool = True,
     ) -> None:
         super().__init__()
         self.num_cross_experts = num_cross_experts
+        self.stop_gradient = stop_gradient
         self.experts = nn.ModuleList(
             SequenceEncoder(width=width, num_layers=num_layers, num_heads=num_heads, dropout=dropout)
             for _ in range(num_experts)
@@ -71,7 +74,7 @@ class ExpertBank(nn.Module):
         """
         outputs = []
         for place, expert in enumerate(self.experts):
-            learns = (place < self.num_cross_experts) == (side == "cross")
+            learns = not self.stop_gradient or (place < self.num_cross_experts) == (side == "cross")
             with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
                 outputs.append(expert(states, present))
         return torch.stack(outputs, dim=2)

@@ -127,6 +127,7 @@ class SyncrecNet(SequenceNet):
         num_heads: Of each layer.
         dropout: Drop rate.
         gate: What gates read.
+        stop_gradient: Whether an expert learns from its own side only.
     """
 
     def __init__(
@@ -142,6 +143,7 @@ class SyncrecNet(SequenceNet):
         num_heads: int,
         dropout: float,
         gate: GateInput,
+        stop_gradient: bool = True,
     ) -> None:
         super().__init__(num_rows=num_rows, width=width)
         self.gate = gate
@@ -156,6 +158,7 @@ class SyncrecNet(SequenceNet):
             num_layers=num_layers,
             num_heads=num_heads,
             dropout=dropout,
+            stop_gradient=stop_gradient,
         )
         self.heads = TaskHeads(
             num_tasks=1 + num_domains,

@@ -72,18 +72,21 @@ class SyncrecEncoderConfig(EncoderConfig):
     Attributes:
         num_experts: K.
         num_cross_experts: Experts that learn from the mixed sequence; the others from single domains.
+        stop_gradient: Whether an expert learns from its own side only; without, all learn from both.
         gate: Gates that read the mean of what came before, or the published ones, which see the future.
         single_view: Single sequences packed, or the mixed one with holes.
         eta: Share of the predictions in the loss, against the agreement of views.
         agreement: Its form.
         delta, floor, decay: Temperature, floor and running mean of the domains' weights.
         switch_deviations: A domain is served by its single view where the mixed one is worse on validation
-            by more than so many standard errors; null never.
+            by more than so many standard errors; `halves` finds how many on halves of the validation events;
+            null never.
     """
 
     type: Literal["syncrec"] = "syncrec"
     num_experts: int = Field(default=3, ge=2, le=32)
     num_cross_experts: int = Field(default=2, ge=1, le=31)
+    stop_gradient: bool = True
     gate: GateInput = "prefix_mean"
     single_view: SingleView = "compact"
     eta: float = Field(default=0.9, gt=0, le=1)
@@ -91,7 +94,7 @@ class SyncrecEncoderConfig(EncoderConfig):
     delta: PositiveFloat = 1.0
     floor: float = Field(default=0.3, ge=0, le=1)
     decay: float = Field(default=0.95, ge=0, lt=1)
-    switch_deviations: float | None = Field(default=2.0, ge=0)
+    switch_deviations: Annotated[float, Field(ge=0)] | Literal["halves"] | None = 2.0
 
     @model_validator(mode="after")
     def _both_sides(self) -> Self:

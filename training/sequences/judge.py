@@ -13,8 +13,6 @@ Letters: n held-out events, T most events read, C candidates, r width, D domains
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -225,38 +223,6 @@ def _losses(scores: Tensor, positive: Tensor) -> NDArray[np.float64]:
     others = (softplus(scores).sum(dim=1) - softplus(own)) / max(1, scores.shape[1] - 1)
     loss: NDArray[np.float64] = (softplus(-own) + others).double().numpy()
     return loss
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """Single against mixed view of one domain, over the same held-out events.
-
-    Attributes:
-        phi: Mean of single loss - cross loss, above 0 where the mixed view helps.
-        error: Its standard error.
-    """
-
-    phi: float
-    error: float
-
-    def hurts(self, *, deviations: float) -> bool:
-        """Whether the mixed view is worse by more than so many standard errors."""
-        return self.phi < -deviations * self.error
-
-
-def transfer(judged: Mapping[Side, tuple[ViewRanks | None, ...]]) -> tuple[Transfer | None, ...] | None:
-    """Of each domain, None where nothing known was held out; None for a net without both views."""
-    if set(judged) != {"cross", "single"}:
-        return None
-    found: list[Transfer | None] = []
-    for cross, single in zip(judged["cross"], judged["single"], strict=True):
-        if cross is None or single is None or len(cross.losses) < 2:
-            found.append(None)
-            continue
-        difference = single.losses - cross.losses
-        error = float(difference.std(ddof=1)) / math.sqrt(len(difference))
-        found.append(Transfer(float(difference.mean()), error))
-    return tuple(found)
 
 
 def figures(

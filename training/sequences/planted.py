@@ -30,10 +30,11 @@ from training.sequences.config import (
     SequenceTrainingConfig,
     SyncrecEncoderConfig,
 )
-from training.sequences.judge import draw_candidates, figures, judge, transfer
+from training.sequences.judge import draw_candidates, figures, judge
 from training.sequences.log import EventLog, log_of_arrays
 from training.sequences.objective import SyncrecObjective
-from training.sequences.run import make_trainer, switches
+from training.sequences.run import make_trainer
+from training.sequences.switch import switches, transfer
 
 DOMAINS = ("A", "B", "C")
 SHARES = (0.45, 0.10, 0.45)
@@ -45,6 +46,7 @@ NUM_TYPES, ITEMS_OF_TYPE, FAITHFUL = 10, 3, 0.95
 CHAIN = (0.55, 0.25, 0.12, 0.06)
 """How often C goes to each of the states that may follow a state; else to any."""
 NUM_STEPS, BATCH = 400, 64
+SWITCH_DEVIATIONS = 2.0
 LEAST_SERVED_C, LARGEST_LOSS, PHI_LIMIT = 0.90, 0.02, -0.1
 
 
@@ -55,19 +57,31 @@ class Variant(NamedTuple):
         delta: Temperature of the weights.
         floor: Of the weights; 1 switches the guard off.
         eta: Share of the predictions in the loss; 1 leaves the agreement of views out.
+        stop_gradient: Whether an expert learns from its own side only.
     """
 
     delta: float
     floor: float
     eta: float
+    stop_gradient: bool = True
 
     def __str__(self) -> str:
         guard = "weights even " if self.floor == 1 else f"delta {self.delta:<3g} floor {self.floor:<3g}"
-        return f"{guard:20s} eta {self.eta:<4g}"
+        return f"{guard:20s} eta {self.eta:<4g}" + ("" if self.stop_gradient else " no stop-gradient")
 
 
 DEFAULT = Variant(1.0, 0.3, 0.9)
-VARIANTS = (Variant(1.0, 1.0, 1.0), Variant(1.0, 0.3, 1.0), Variant(0.3, 0.0, 1.0), DEFAULT)
+VARIANTS = (
+    Variant(1.0, 1.0, 1.0),
+    Variant(1.0, 0.3, 1.0),
+    Variant(0.3, 0.0, 1.0),
+    Variant(1.0, 1.0, 0.45),
+    Variant(1.0, 1.0, 0.9),
+    DEFAULT,
+    DEFAULT._replace(stop_gradient=False),
+)
+"""Neither guard nor agreement; the guard, mild and sharp; the agreement, strong and weak (some .3 and .03 per
+nat of its loss, to 1 of the predictions); both; both without the stop-gradient."""
 
 
 class Found(NamedTuple):
@@ -127,6 +141,7 @@ def variant_config(variant: Variant, seed: int) -> SequenceConfig:
             num_cross_experts=2,
             dropout=0.0,
             eta=variant.eta,
+            stop_gradient=variant.stop_gradient,
             delta=variant.delta,
             floor=variant.floor,
         ),
@@ -151,7 +166,7 @@ def run_variant(
     for split in ("valid", "test"):
         candidates = draw_candidates(log, log.held_out(split), negatives="full", seed=0)
         found[split] = judge(trainer.net, log, candidates, max_len=config.model.max_len)
-    switched = switches(config.model, transfer(found["valid"]), num_domains=3)
+    switched = switches(SWITCH_DEVIATIONS, transfer(found["valid"]), num_domains=3)
     table = figures(found["test"], DOMAINS, switched)
     hits = {view: tuple(own["domains"][d]["hr_5"] for d in DOMAINS) for view, own in table.items()}
     state = cast(SyncrecObjective, trainer.objective).transfer

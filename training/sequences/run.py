@@ -43,14 +43,13 @@ from training.sequences.errors import SequenceError
 from training.sequences.judge import (
     Candidates,
     Judged,
-    Transfer,
     draw_candidates,
     figures,
     judge,
-    transfer,
 )
 from training.sequences.log import EventLog
 from training.sequences.objective import SyncrecObjective
+from training.sequences.switch import chosen_limit, switches, transfer
 from training.sequences.trainer import SequenceTrainer
 from training.track import Quiet, RunLog, Watcher
 
@@ -188,16 +187,6 @@ def watched(judged: Judged) -> float:
     return float(np.mean(best))
 
 
-def switches(
-    config: EncoderConfig, found: tuple[Transfer | None, ...] | None, *, num_domains: int
-) -> tuple[bool, ...]:
-    """(D,) which domains are served by their single view."""
-    limit = config.switch_deviations if isinstance(config, SyncrecEncoderConfig) else None
-    if found is None or limit is None:
-        return (False,) * num_domains
-    return tuple(one is not None and one.hurts(deviations=limit) for one in found)
-
-
 def _finish(
     config: SequenceConfig,
     log: EventLog,
@@ -209,19 +198,23 @@ def _finish(
         split: judge(trainer.net, log, own, max_len=config.model.max_len) for split, own in candidates.items()
     }
     found = transfer(judged["valid"])
-    use_single = switches(config.model, found, num_domains=log.num_domains)
+    model = config.model
+    wanted = model.switch_deviations if isinstance(model, SyncrecEncoderConfig) else None
+    limit = chosen_limit(wanted, judged["valid"], seed=config.training.seed)
+    use_single = switches(limit, found, num_domains=log.num_domains)
     until = int(log.time[log.train_events].max())
-    digest = _save(folder.model, trainer, config.model, log, use_single=use_single, until=until)
+    digest = _save(folder.model, trainer, model, log, use_single=use_single, until=until)
     metrics: dict[str, Any] = {split: figures(own, log.domains, use_single) for split, own in judged.items()}
     named = dict(zip(log.domains, found, strict=True)) if found is not None else {}
     metrics |= {
         "name": config.name,
-        "model": config.model.type,
+        "model": model.type,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": config.training.seed,
         "epochs": trainer.epoch,
         "best_epoch": trainer.best.epoch,
         "trained_until": until,
+        "switch_deviations": limit,
         "use_single": dict(zip(log.domains, use_single, strict=True)),
         "phi": {name: None if one is None else [one.phi, one.error] for name, one in named.items()},
         "digests": {"config": config.digest, "data": log.digest, "weights": digest},

@@ -83,6 +83,17 @@ def test_agreement_teaches_both_sides() -> None:
     assert learns(net) == wanted
 
 
+def test_without_the_stop_gradient_all_experts_learn_from_a_loss() -> None:
+    """The ablation: heads keep to their tasks."""
+    net, batch = small_net(), batch_of()
+    net.bank.stop_gradient = False
+    vectors, _ = batch.split(net.cross(batch.mixed, batch.cross_at))
+    target_losses(net, batch, vectors, form="bce").sum().backward()
+    experts = dict.fromkeys(("expert 0", "expert 1", "expert 2"), True)
+
+    assert learns(net) == NOBODY | experts | {"cross head": True, "items": True}
+
+
 def test_every_expert_has_parameters_of_its_own() -> None:
     """Five one-layer experts have 70 distinct tensors; one encoder listed five times has 14."""
     own = [SequenceEncoder(width=8, num_layers=1, num_heads=1, dropout=0.0) for _ in range(5)]

@@ -12,7 +12,7 @@ import pytest
 from training.sequences.build import open_log
 from training.sequences.config import DomainNames, EventsConfig
 from training.sequences.errors import SequenceError
-from training.sequences.judge import ViewRanks, figures, transfer
+from training.sequences.judge import ViewRanks, figures
 from training.sequences.run import watched
 
 
@@ -45,21 +45,6 @@ def test_served_takes_the_view_of_each_domain() -> None:
     assert set(found["served"]["domains"]) == {"a", "b"}
     assert found["served"]["mean"]["hr_5"] == 1.0
     assert found["cross"]["mean"]["hr_5"] == 0.5
-
-
-def test_transfer_is_the_paired_difference() -> None:
-    """Single less cross: .2 .4 .6 has mean .4 and standard error .2 / sqrt 3; one event has none."""
-    cross = ranks(0, 0, 0, losses=(0.1, 0.1, 0.1))
-    single = ranks(0, 0, 0, losses=(0.3, 0.5, 0.7))
-    found = transfer({"cross": (cross, ranks(0)), "single": (single, ranks(0))})
-
-    assert found is not None
-    assert found[1] is None
-    assert found[0] is not None
-    assert found[0].phi == pytest.approx(0.4)
-    assert found[0].error == pytest.approx(0.2 / math.sqrt(3))
-    assert not found[0].hurts(deviations=2.0)
-    assert transfer({"cross": (cross,)}) is None
 
 
 def test_epochs_are_chosen_by_the_better_view_of_each_domain() -> None:

@@ -20,7 +20,7 @@ from training.sequences.config import (
     SyncrecEncoderConfig,
 )
 from training.sequences.errors import SequenceError
-from training.sequences.judge import Transfer, draw_candidates, history
+from training.sequences.judge import draw_candidates, history
 from training.sequences.log import log_of_arrays
 from training.sequences.report import (
     compared,
@@ -29,7 +29,7 @@ from training.sequences.report import (
     served_at,
     write_run_report,
 )
-from training.sequences.run import load_sequence_model, switches, train_sequences
+from training.sequences.run import load_sequence_model, train_sequences
 from training.track import Quiet
 
 LOG = random_log(5, num_users=40)
@@ -152,17 +152,6 @@ def test_runs_of_different_events_are_not_compared(finished: Path, tmp_path: Pat
     write_run_report(tmp_path / "other")
     with pytest.raises(SequenceError, match="the runs are of 2 different event logs"):
         compared([read_metrics(finished), found])
-
-
-def test_a_domain_is_switched_beyond_noise_only() -> None:
-    """Worse by more than two standard errors; never without both views or a limit."""
-    sizes = config().model
-    found = (Transfer(-0.3, 0.1), Transfer(-0.1, 0.1), Transfer(0.3, 0.1), None)
-
-    assert switches(sizes, found, num_domains=4) == (True, False, False, False)
-    assert switches(sizes, None, num_domains=2) == (False, False)
-    never = sizes.model_copy(update={"switch_deviations": None})
-    assert switches(never, found, num_domains=4) == (False,) * 4
 
 
 def test_histories_end_before_the_event() -> None:
