@@ -269,7 +269,7 @@ ANSWERED: tuple[type[ServiceError], ...] = (
     FeedbackUnavailable,
     DeadlineExceeded,
 )
-"""Every error a caller can meet; the source of the OpenAPI entry and of the README's table."""
+"""Every error a caller can meet; the source of the OpenAPI entry."""
 
 
 class StartupError(Exception):

@@ -216,7 +216,7 @@ def test_several_problems_are_told_at_once():
 
 
 def test_the_example_of_the_readme_is_read():
-    text = (Path(__file__).parents[4] / "README.md").read_text()
+    text = (Path(__file__).parents[4] / "service/README.md").read_text()
     example = text.split("```yaml\n# routing.yaml")[1].split("```")[0]
     config = parse_routing(("#" + example).encode(), FILE)
     assert config.references == ["canary", "hier", "next"]
