@@ -101,6 +101,26 @@ def compare(
 
 
 @sequence_app.command()
+def histories(
+    data: Annotated[Path, typer.Option(help="Impressions: a folder with dataset.yaml.")],
+    out: Annotated[Path, typer.Option(help="Folder for the same data with histories; made if missing.")],
+    feature: Annotated[str, typer.Option(help="Sequence feature of the user that lists items.")],
+    recipe: Annotated[str | None, typer.Option(help="Shipped description to read the data by.")] = None,
+) -> None:
+    """Give lists of items their domains by the table of items, for `fit`, `calibrate` and `features`."""
+    from training.data.source import open_data
+    from training.sequences.histories import write_histories
+
+    told = write_histories(open_data(data, recipe), out, feature=feature)
+    out_console.print(
+        f"{out}: {told.num_events:,} events of {told.num_users:,} users, {told.num_left_out:,} left out for "
+        "want of a domain",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@sequence_app.command()
 def calibrate(
     run: Annotated[Path, typer.Argument(help="Run folder of `ctr-train sequence fit`.")],
     data: Annotated[Path, typer.Option(help="Logged impressions: a folder with dataset.yaml.")],

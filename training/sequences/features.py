@@ -36,6 +36,7 @@ from training.engine.files import write_atomically, write_text
 from training.models.syncrec_net import EventRows
 from training.sequences.clicks import HistoryNames
 from training.sequences.errors import SequenceError
+from training.sequences.histories import read_columns
 from training.sequences.run import SequenceModel
 
 USER_FILE, ITEM_FILE = "sequence_users.parquet", "sequence_items.parquet"
@@ -88,13 +89,13 @@ def write_features(
     if missing := sorted({names.item_field, names.domain_field} - set(columns)):
         raise SequenceError(f"'{names.history}' has no field '{missing[0]}'; it has {sorted(columns)}")
     _require_earlier(source, trained_until_ms)
-    users = _table(source, description.users.file, description.users.key, [*columns.values()])
+    users = read_columns(source, description.users, [*columns.values()])
     vectors = user_vectors(
         model,
         [[] if row is None else [str(value) for value in row] for row in users[columns[names.item_field]]],
         [[] if row is None else [str(value) for value in row] for row in users[columns[names.domain_field]]],
     )
-    items = _table(source, description.items.file, description.items.key, [])
+    items = read_columns(source, description.items, [])
     ids = items[description.items.key].cast(pl.String).to_list()
     row_of = {name: FIRST_ID + place for place, name in enumerate(model.items)}
     rows = np.array([row_of.get(name, -1) for name in ids], dtype=np.int64)
@@ -174,14 +175,6 @@ def _require_earlier(source: DataSource, trained_until_ms: int | None) -> None:
             f"the model learned from events until {trained_until_ms} ms, the first impression is at {first} "
             "ms; fit it on earlier events"
         )
-
-
-def _table(source: DataSource, file: str, key: str, columns: list[str]) -> pl.DataFrame:
-    path = source.root / file
-    table = pl.read_parquet(path)
-    if missing := sorted({key, *columns} - set(table.columns)):
-        raise SequenceError(f"{path}: no column '{missing[0]}'; it has {', '.join(table.columns)}")
-    return table
 
 
 def _write(path: Path, keys: pl.DataFrame, name: str, vectors: NDArray[np.float32]) -> None:

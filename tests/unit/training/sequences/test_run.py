@@ -198,7 +198,9 @@ def test_candidates_are_fixed_and_of_one_domain() -> None:
         draw_candidates(log, events, negatives=100, seed=0)
 
 
-@pytest.mark.parametrize("name", ["amazon5_sasrec", "amazon5_syncrec", "synthetic_syncrec"])
+@pytest.mark.parametrize(
+    "name", ["amazon5_sasrec", "amazon5_syncrec", "kuairand_tag_syncrec", "synthetic_syncrec"]
+)
 def test_shipped_configs_load(name: str) -> None:
     """And resolve to files that give them again; an unknown key is refused with its neighbours."""
     path = Path("training/configs/sequences") / f"{name}.yaml"
