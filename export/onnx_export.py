@@ -14,6 +14,7 @@ from typing import Any, Literal
 import onnx
 import torch
 
+from export.gpu_plan import gpu_plan
 from export.graph import (
     CALIBRATOR_BIAS,
     CALIBRATOR_SCALE,
@@ -124,6 +125,7 @@ def write_graph(
             "macs_per_row": macs.per_row,
             "macs_per_request": macs.per_request,
         },
+        gpu=gpu_plan(proto, precision),
     )
 
 

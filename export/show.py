@@ -14,16 +14,39 @@ from service.contract.manifest import Clustering, Graph, Manifest
 
 def graph_table(bundle: Bundle) -> Table:
     """Work and size of every graph; bytes of weights count where they are stored first."""
-    heads = ("graph", "form", "precision", "nodes", "MACs/row", "MACs/request", "experts", "MiB", "max |dp|")
-    table = Table(*heads, title="Graphs", caption="A row is one candidate. MiB: not stored by graphs above.")
+    heads = (
+        "graph",
+        "form",
+        "precision",
+        "nodes",
+        "MACs/row",
+        "MACs/request",
+        "experts",
+        "MiB",
+        "max |dp|",
+        "GPU",
+    )
+    caption = (
+        "A row is one candidate. MiB: not stored by graphs above. GPU: providers, where the service has one."
+    )
+    table = Table(*heads, title="Graphs", caption=caption)
     seen: set[str] = set()
     for name, graph in bundle.manifest.graphs.items():
         files = [file for file in (graph.file, *graph.external_files) if file not in seen]
         seen.update(files)
         size = sum(bundle.manifest.files[file].num_bytes for file in files) / 2**20
         error = "" if graph.max_error is None else f"{graph.max_error:.1e}"
-        table.add_row(name, graph.form, graph.precision, *graph_work(graph), f"{size:.1f}", error)
+        cells = (*graph_work(graph), f"{size:.1f}", error, gpu_line(graph))
+        table.add_row(name, graph.form, graph.precision, *cells)
     return table
+
+
+def gpu_line(graph: Graph) -> str:
+    """Providers in order, and whether runs are recorded; empty where the graph is made for processors."""
+    if graph.gpu is None:
+        return ""
+    names = ", ".join(provider.name.removesuffix("ExecutionProvider") for provider in graph.gpu.providers)
+    return f"{names}; recorded" if graph.gpu.captures else names
 
 
 def choice_table(manifest: Manifest) -> Table | None:

@@ -34,7 +34,11 @@ class Settings(BaseSettings):
     workers: int = Field(
         default=1, ge=1, le=256, description="Processes, each with its own socket and graphs."
     )
-    device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where graphs run.")
+    device: Literal["auto", "cpu", "cuda", "tensorrt"] = Field(
+        default="auto",
+        description="Where graphs run; `auto` takes the best that machine and graph allow, others are had or "
+        "refused.",
+    )
     deadline_ms: int = Field(
         default=500, ge=1, description="Time a request may take before it is answered 504."
     )

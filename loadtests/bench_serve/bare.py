@@ -16,7 +16,7 @@ from pathlib import Path
 
 from loadtests.bench_serve.load import draw, graph_inputs
 from service.contract.store import ModelStore
-from service.scoring.predictor import _open_session
+from service.scoring.session import open_session
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def main() -> None:
     store, num_items = Path(sys.argv[1]), int(sys.argv[2])
     bundle = ModelStore(store).open("stable", verify=False)
     sessions = {
-        key: _open_session(bundle.file(graph.file), "cpu") for key, graph in bundle.manifest.graphs.items()
+        key: open_session(bundle.file(graph.file))[0] for key, graph in bundle.manifest.graphs.items()
     }
     outputs = {key: [graph.output] for key, graph in bundle.manifest.graphs.items()}
     work = [

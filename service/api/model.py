@@ -94,6 +94,7 @@ def describe(loaded: LoadedBundle, versions: list[str]) -> dict[str, Any]:
                 "max_error": g.max_error,
                 "inputs": _inputs(g),
                 "outputs": _outputs(g),
+                "placement": loaded.predictors[key].placement.shown(),
             }
             for key, g in manifest.graphs.items()
         },
@@ -107,7 +108,11 @@ def describe(loaded: LoadedBundle, versions: list[str]) -> dict[str, Any]:
             }
             for name, entry in manifest.domains.items()
         },
-        "runtime": {"onnxruntime": onnxruntime.__version__, "threads_per_run": 1},
+        "runtime": {
+            "onnxruntime": onnxruntime.__version__,
+            "threads_per_run": 1,
+            "providers": onnxruntime.get_available_providers(),
+        },
     }
 
 

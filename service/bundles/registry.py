@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +27,16 @@ from service.features.ids import id_limits
 from service.features.memory_source import MemorySource
 from service.features.source import FeatureSource
 from service.scoring.golden import TOLERANCE, check_golden, read_golden
-from service.scoring.predictor import Device, GraphRows, Predictor
+from service.scoring.placement import Device
+from service.scoring.predictor import GraphRows, Predictor
+from service.telemetry.log import get_logger
 
-WARM_UP_ROWS = (1, 10, 100)
 WARM_UP_REPEATS = 3
 
 UnknownPolicy = Literal["manifest", "reject", "zero_shot"]
 Encoders = dict[Entity, EntityEncoder]
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,7 @@ class LoadedBundle:
             key: Predictor(bundle.file(graph.file), graph, device=device, id_limits=limits)
             for key, graph in bundle.manifest.graphs.items()
         }
+        _tell_placements(bundle, device, predictors)
         for key, predictor in predictors.items():
             _check_widths(key, predictor, encoders)
         source = open_source(bundle)
@@ -149,6 +153,20 @@ def estimate_bytes(manifest: Manifest) -> int:
     files = {name for graph in manifest.graphs.values() for name in (graph.file, *graph.external_files)}
     files |= {name for kept in manifest.features.values() for name in (kept.ids, kept.ints, kept.floats)}
     return sum(manifest.files[name].num_bytes for name in files)
+
+
+def _tell_placements(bundle: Bundle, device: Device, predictors: dict[str, Predictor]) -> None:
+    """One line of the log for each way in which graphs of a bundle were placed."""
+    told: list[tuple[dict[str, Any], list[str]]] = []
+    for key, predictor in predictors.items():
+        shown = predictor.placement.shown()
+        same = next((keys for found, keys in told if found == shown), None)
+        if same is None:
+            told.append((shown, [key]))
+        else:
+            same.append(key)
+    for shown, keys in told:
+        log.info("graphs_placed", bundle=bundle.bundle_id, device=device, graphs=keys, **shown)
 
 
 def _routes(
@@ -207,7 +225,7 @@ def _served(bundle: Bundle, graph: str) -> NDArray[np.int64]:
 
 def _warm_up(predictor: Predictor, encoders: Encoders, domain: NDArray[np.int64]) -> None:
     """Run default rows of a domain at a few sizes, so that the clock knows what to expect."""
-    for num_rows in WARM_UP_ROWS:
+    for num_rows in predictor.warm_up_rows:
         rows = GraphRows(
             user=encoders[Entity.USER].defaults(1),
             context=encoders[Entity.CONTEXT].defaults(1),

@@ -64,6 +64,46 @@ class ExpertChoice(Frozen):
     num_experts: int = Field(ge=1, le=1024)
 
 
+class GpuProvider(Frozen):
+    """An execution provider of the runtime, and what it is told.
+
+    Attributes:
+        name: TensorRT leaves what it cannot run to the CUDA provider of the same plan.
+        options: As the runtime takes them; all are text.
+    """
+
+    name: Literal["CUDAExecutionProvider", "TensorrtExecutionProvider"]
+    options: dict[str, str] = {}
+
+
+class GpuPlan(Frozen):
+    """How a graph runs where a machine has a GPU.
+
+    Attributes:
+        providers: The preferred one first.
+        rows, requests: Sizes to which N and R are padded, ascending; larger runs are not padded.
+        captures: Whether runs of one request may be recorded as CUDA graphs, no size depending on values.
+    """
+
+    providers: tuple[GpuProvider, ...] = Field(min_length=1)
+    rows: tuple[Annotated[int, Field(ge=1, le=100_000)], ...] = Field(min_length=1)
+    requests: tuple[Annotated[int, Field(ge=1, le=100_000)], ...] = Field(min_length=1)
+    captures: bool = False
+
+    @model_validator(mode="after")
+    def _valid(self) -> Self:
+        for what, sizes in (("rows", self.rows), ("requests", self.requests)):
+            if list(sizes) != sorted(set(sizes)):
+                raise ValueError(f"{what} {list(sizes)} must rise from each to the next")
+        if twice := _repeated([provider.name for provider in self.providers]):
+            raise ValueError(f"provider {twice!r} is planned twice")
+        return self
+
+    def options_of(self, name: str) -> dict[str, str] | None:
+        """Options of a provider; None where it is not planned."""
+        return next((dict(provider.options) for provider in self.providers if provider.name == name), None)
+
+
 class Graph(Frozen):
     """One ONNX graph of the bundle.
 
@@ -77,6 +117,7 @@ class Graph(Frozen):
         max_error: Largest |dp| against torch seen in the parity check.
         options: What else is worth knowing of the build (opset, node count, ...).
         experts: Which experts each row ran, where rows choose among experts; None where they do not.
+        gpu: How it runs on a GPU; None where it is made for processors.
     """
 
     file: FilePath
@@ -88,6 +129,7 @@ class Graph(Frozen):
     max_error: float | None = None
     options: dict[str, JsonValue] = {}
     experts: ExpertChoice | None = None
+    gpu: GpuPlan | None = None
 
 
 class Calibration(Frozen):
@@ -252,9 +294,10 @@ class Manifest(Frozen):
     def canonical(self) -> bytes:
         """The bytes that are stored and hashed."""
         # Absent rather than null: the id of a bundle that lacks a part does not depend on the field.
-        absent: dict[str, Any] = {
-            "graphs": {key: {"experts"} for key, graph in self.graphs.items() if graph.experts is None}
-        }
+        absent: dict[str, Any] = {"graphs": {}}
+        for key, graph in self.graphs.items():
+            if missing := {name for name in ("experts", "gpu") if getattr(graph, name) is None}:
+                absent["graphs"][key] = missing
         if self.clustering is None:
             absent["clustering"] = True
         return self.model_dump_json(indent=1, exclude=absent).encode()

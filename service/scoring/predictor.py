@@ -1,8 +1,7 @@
 """One ONNX graph, ready to run.
 
-Opens a session by file path (external weights are found beside it and memory-mapped) and fills its
-inputs from encoded rows as the manifest's `GraphInput` list says. Invariant: what `run` returns is
-(N,) float32 and finite, or it raises.
+Opens a session where the graph may run and fills its inputs from encoded rows as the manifest's `GraphInput`
+list says. Invariant: what `run` returns is (N,) float32 and finite, or it raises.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -20,12 +19,14 @@ from numpy.typing import NDArray
 
 from service.contract.encode import EncodedBlock
 from service.contract.manifest import Graph, GraphInput, InputSource
-from service.errors import GraphError, GraphRunError, NotFiniteError, RuntimeMissingError
+from service.errors import GraphError, GraphRunError, NotFiniteError
+from service.scoring.binding import BoundRun
 from service.scoring.clock import RunClock
-from service.scoring.runtime import onnxruntime, unchecked_run
+from service.scoring.placement import Device, Placement
+from service.scoring.runtime import unchecked_run
+from service.scoring.session import open_session
 
-Device = Literal["cpu", "cuda"]
-PROVIDERS: Final[dict[Device, str]] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+WARM_UP_ROWS = (1, 10, 100)
 ORT_TYPES: Final = {"int32": "tensor(int32)", "int64": "tensor(int64)", "float32": "tensor(float)"}
 
 
@@ -57,9 +58,14 @@ class Predictor:
     Args:
         path: The graph's file.
         graph: Its entry in the manifest.
-        device: Where it runs; a device that is not there is refused, never replaced.
+        device: Where it runs; one that is named is had or refused, `auto` takes the best there is.
         id_limits: For debugging: exclusive upper bounds of ids by source, e.g. {"user.ints": (I,) int64};
             when given, every run checks its ids first.
+
+    Attributes:
+        graph: As given.
+        placement: Where it runs.
+        clock: What runs take.
 
     Raises:
         GraphError: The file cannot be opened, or its inputs and output differ from the manifest.
@@ -77,17 +83,17 @@ class Predictor:
         self.graph = graph
         self.clock = RunClock()
         self._path = path
-        self._session = _open_session(path, device)
+        self._session, self.placement = open_session(path, device, graph.gpu)
         _check_signature(path, graph, self._session)
-        self._run = unchecked_run(self._session)
+        self._run = _runner(self._session, graph, self.placement)
         self._outputs = [graph.output]
         self._tell_experts: ExpertSink | None = None
         self._names = [entry.name for entry in graph.inputs]
         self._take: Callable[[GraphRows], Sequence[NDArray[Any]]] = _taker(graph.inputs)
         self._casts = [(e.name, np.dtype(e.dtype)) for e in graph.inputs if e.dtype != _encoded_as(e.source)]
         self._limits = {} if id_limits is None else {e.name: id_limits.get(e.source) for e in graph.inputs}
-        # CUDA sessions are not safe to run from several threads at once.
-        self._lock = threading.Lock() if device == "cuda" else None
+        # CUDA sessions are not safe to run from several threads at once, nor are buffers that runs share.
+        self._lock = threading.Lock() if self.placement.on_gpu else None
 
     def inputs(self, rows: GraphRows) -> dict[str, NDArray[Any]]:
         """The graph's inputs by name, cast where the graph asks for another integer width."""
@@ -95,6 +101,15 @@ class Predictor:
         for name, dtype in self._casts:
             inputs[name] = inputs[name].astype(dtype, copy=False)
         return inputs
+
+    @property
+    def warm_up_rows(self) -> tuple[int, ...]:
+        """Sizes N to run once before traffic: on a GPU every padded one, the largest first.
+
+        A provider that compiles for the range of sizes it has seen then does so before the first request.
+        """
+        sizes = self.placement.rows
+        return (sizes[-1], *sizes[:-1]) if sizes else WARM_UP_ROWS
 
     def tell_experts(self, sink: ExpertSink) -> None:
         """From now on hand the experts that rows chose to a sink, at every `score`.
@@ -142,6 +157,8 @@ class Predictor:
             else:
                 with self._lock:
                     found = self._run(self._outputs, inputs, None)
+        except GraphRunError:
+            raise
         except Exception as error:
             raise GraphRunError(f"{self._path.name}: {type(error).__name__}: {error}") from error
         scores = found[0]
@@ -151,6 +168,20 @@ class Predictor:
             row = int(np.flatnonzero(~np.isfinite(scores))[0])
             raise NotFiniteError(f"{self._path.name}: row {row} has no finite score", row=row)
         return found
+
+
+def _runner(session: Any, graph: Graph, placement: Placement) -> Callable[[list[str], Any, None], list[Any]]:
+    """What runs a session: natively, or bound to the device in the sizes of its plan."""
+    if not placement.rows:
+        return unchecked_run(session)
+    return BoundRun(
+        session,
+        graph,
+        rows=placement.rows,
+        requests=placement.requests,
+        device="cuda",
+        captures=placement.captures,
+    )
 
 
 def _encoded_as(source: InputSource) -> str:
@@ -164,34 +195,6 @@ def _taker(inputs: Sequence[GraphInput]) -> Callable[[GraphRows], Sequence[NDArr
     """Picks the arrays of all inputs, in order."""
     pick: Callable[[GraphRows], Any] = attrgetter(*(entry.source for entry in inputs))
     return pick if len(inputs) > 1 else lambda rows: (pick(rows),)
-
-
-def _open_session(path: Path, device: Device) -> Any:
-    """A sequential session: parallel runs come from processes, not from threads inside one run."""
-    provider = PROVIDERS[device]
-    if provider not in onnxruntime.get_available_providers():
-        raise RuntimeMissingError(
-            f"this onnxruntime has no {provider}; for device '{device}' install the extra "
-            f"`{'gpu' if device == 'cuda' else 'cpu'}`"
-        )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    options.add_session_config_entry("session.disable_prepacking", "0")
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
-    except Exception as error:  # noqa: BLE001 - the runtime raises its own unrelated classes
-        raise GraphError(
-            f"{path}: cannot be opened as an ONNX graph ({type(error).__name__}: {error})"
-        ) from None
-    if provider not in session.get_providers():
-        raise GraphError(f"{path}: the runtime fell back to {session.get_providers()} instead of {provider}")
-    return session
 
 
 def _check_signature(path: Path, graph: Graph, session: Any) -> None:
@@ -238,4 +241,4 @@ def _check_ids(name: str, ids: NDArray[Any], limits: NDArray[np.int64]) -> None:
         )
 
 
-__all__ = ["Device", "ExpertSink", "GraphRows", "Predictor"]
+__all__ = ["ExpertSink", "GraphRows", "Predictor"]

@@ -1,6 +1,7 @@
 """The one place that imports onnxruntime: `from service.scoring.runtime import onnxruntime`.
 
-Telemetry is switched off before the import (release 1.30 and later look up an upload host otherwise).
+Telemetry is switched off before the import (release 1.30 and later look up an upload host otherwise). So are
+products of 10-bit numbers that NVIDIA's libraries would use for fp32; TensorRT has no option for that.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 from service.errors import RuntimeMissingError
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
 
 try:
     import onnxruntime

@@ -83,7 +83,11 @@ def test_a_bundle_that_an_arm_names_must_be_there(small, tmp_path):
     ("options", "variables", "message"),
     [
         ((), {"CTR_PROT": "1"}, "unknown variables CTR_PROT; the settings are access_log_ratio, "),
-        (("--device", "abacus"), {}, "setting device: Input should be 'cpu' or 'cuda', got 'abacus'"),
+        (
+            ("--device", "abacus"),
+            {},
+            "setting device: Input should be 'auto', 'cpu', 'cuda' or 'tensorrt', got 'abacus'",
+        ),
         (
             ("--redis-url", "http://u:geheim@x"),
             {},

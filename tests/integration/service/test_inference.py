@@ -77,6 +77,10 @@ def test_the_metadata_names_every_tensor_of_every_graph(client, small, version):
     assert model["inputs"] == model["graphs"]["whole"]["inputs"] == expected
     assert model["outputs"] == [{"name": "probability", "datatype": "FP32", "shape": [-1]}]
     assert set(model["graphs"]) == {"whole", "cluster-1"}
+    placed = model["graphs"]["whole"]["placement"]
+    assert (placed["provider"], placed["padded_rows"]) == ("CPUExecutionProvider", [])
+    assert set(placed["not_taken"].values()) == {"the manifest plans no GPU for this graph"}
+    assert "CPUExecutionProvider" in model["runtime"]["providers"]
 
 
 @pytest.mark.parametrize("binary_in", [True, False], ids=["bytes in", "json in"])
