@@ -111,6 +111,8 @@ def write_graph(
     graphs = folder / "graphs"
     graphs.mkdir(parents=True, exist_ok=True)
     external = weights.move_out(proto, f"{name}.bin", packed_weights(proto))
+    # The runtime infers shapes itself and would keep these as well: 0.1 MiB a session of a large graph.
+    del proto.graph.value_info[:]
     (graphs / f"{name}.onnx").write_bytes(proto.SerializeToString(deterministic=True))
     return Graph(
         file=f"graphs/{name}.onnx",

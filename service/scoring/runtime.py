@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from functools import cache
+from typing import Any, Final
 
 from service.errors import RuntimeMissingError
 
@@ -24,6 +25,23 @@ except ImportError as error:
     ) from error
 
 
+SHARED_POOL: Final = "session.use_env_allocators"
+"""Entry of a session's configuration: working memory comes from the pool of the process."""
+
+
+@cache
+def share_working_memory() -> None:
+    """One pool of working memory for all sessions of this process that ask for it, made once.
+
+    Each session would otherwise keep a pool of its own, as large as its largest run so far. The pool takes
+    locks, so sessions may run in several threads.
+    """
+    memory = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    onnxruntime.create_and_register_allocator(memory, None)
+
+
 def unchecked_run(session: Any) -> Callable[[list[str], Any, None], list[Any]]:
     """The session's native `run(outputs, inputs, None)`, without what Python does around it.
 
@@ -36,4 +54,4 @@ def unchecked_run(session: Any) -> Callable[[list[str], Any, None], list[Any]]:
     return native
 
 
-__all__ = ["onnxruntime", "unchecked_run"]
+__all__ = ["SHARED_POOL", "onnxruntime", "share_working_memory", "unchecked_run"]

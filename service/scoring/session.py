@@ -13,7 +13,7 @@ from typing import Any
 from service.contract.manifest import GpuPlan
 from service.errors import GraphError
 from service.scoring.placement import CPU, Candidate, Device, Placement, candidates
-from service.scoring.runtime import onnxruntime
+from service.scoring.runtime import SHARED_POOL, onnxruntime, share_working_memory
 
 
 def open_session(
@@ -64,6 +64,7 @@ def _with_or_without_captures(
 
 def _session(path: Path, candidate: Candidate) -> Any:
     """A sequential session: parallel runs come from processes, not from threads inside one run."""
+    share_working_memory()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
@@ -72,6 +73,7 @@ def _session(path: Path, candidate: Candidate) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     options.add_session_config_entry("session.disable_prepacking", "0")
+    options.add_session_config_entry(SHARED_POOL, "1")
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(
