@@ -98,7 +98,8 @@ def onboard_command(
 ) -> None:
     """Score a domain without clicks: register its items, calibrate by a prior, publish a bundle.
 
-    Give --labels as clicks arrive: the line and then the head are fitted to them.
+    Give --labels as clicks arrive: the line and then the head are fitted to them. With features in Redis
+    publish to an alias that nothing serves, `ctr-serve features load --alias` it, then move the alias.
     """
     from training.hier.onboard import onboard
 

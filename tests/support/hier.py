@@ -32,6 +32,7 @@ DESCRIPTION = {
 
 CONFIG = """\
 name: tagged
+rehearsals: 2
 graph: {attributes: [tags, maker], max_share: 0.6}
 model: {width: 6, num_intents: 3, num_exemplars: 4}
 training: {max_steps: 20, batch_size: 64, evaluate_every: 10, lr: 1.0e-2}

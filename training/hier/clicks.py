@@ -70,9 +70,10 @@ class Impressions:
         """Rows of one domain."""
         return self.where(self.domain == domain)
 
-    def without(self, domain: int | None) -> Impressions:
-        """Rows of all other domains; all rows for None."""
-        return self if domain is None else self.where(self.domain != domain)
+    def without(self, *domains: int | None) -> Impressions:
+        """Rows of all other domains; None takes none out."""
+        out = [domain for domain in domains if domain is not None]
+        return self.where(~np.isin(self.domain, out)) if out else self
 
 
 def listed_items(prepared: PreparedDataset, features: Sequence[str]) -> Impressions:

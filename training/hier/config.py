@@ -75,10 +75,13 @@ class PretrainConfig(Root):
 
     Attributes:
         hold_out: Domain whose clicks are not read; null holds none out.
+        rehearsals: Largest sources that in turn play a new domain, each for a pre-training more; from two on
+            they make the head that new domains start from. 0 starts them from the score alone.
     """
 
     data: DataConfig = DataConfig()
     hold_out: str | None = None
+    rehearsals: int = Field(default=0, ge=0, le=64)
     graph: GraphConfig = GraphConfig()
     model: HierConfig = HierConfig()
     loss: LossConfig = LossConfig()

@@ -28,9 +28,10 @@ class OnboardedDomain:
         order: Place among the onboarded; a domain keeps its own.
         items: Rows of the known entities of each item, by id.
         item_clicks: Clicks of each item that has any, by id.
+        item_rates, user_rates: Log odds ratios of items and users shown in the domain, by id.
         num_rows, num_clicks: Labelled impressions so far.
         coverage: Share of items with a known entity.
-        head: (5 + d,) weights.
+        head: (9 + d,) weights.
         scale, bias: Its line.
         stage: What the line was made from: `prior`, `bias` or `line`.
         mean_score: Mean probability over the sample that the prior was fitted on.
@@ -42,6 +43,8 @@ class OnboardedDomain:
     order: int
     items: dict[str, list[int]]
     item_clicks: dict[str, int]
+    item_rates: dict[str, float]
+    user_rates: dict[str, float]
     num_rows: int
     num_clicks: int
     coverage: float

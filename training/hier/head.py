@@ -1,8 +1,9 @@
 """The head of a domain: a logistic regression that starts as the zero-shot score and moves as clicks come.
 
 HIER (arXiv 2405.17132) fine-tunes by domain with the graph frozen; the linear head and its pull are ours.
-Its inputs, by column: the score, its two parts, the item's log popularity in the domain, 1, and h_u * x_v
-entry by entry. Invariant: without rows the head is the zero-shot one, bit for bit.
+Its inputs, by column: the score, its two parts, the item's log popularity in the domain, 1, four rates by
+counts (`training.hier.rates`), and h_u * x_v entry by entry. Invariant: without rows the head is the one it
+starts from, bit for bit.
 """
 
 from __future__ import annotations
@@ -25,29 +26,23 @@ TOLERANCE = 1e-8
 FloatArray = NDArray[np.float64]
 
 
-def head_inputs(factors: Factors, users: IntArray, items: IntArray, popularity: FloatArray) -> FloatArray:
-    """(n, 5 + d) float64 inputs of the head for users (n,), items (n,) and log popularities (n,)."""
+def head_inputs(factors: Factors, users: IntArray, items: IntArray, counted: FloatArray) -> FloatArray:
+    """(n, 9 + d) float64 inputs of the head.
+
+    Args:
+        factors: U and V.
+        users: (n,), -1 where not known.
+        items: (n,).
+        counted: (n, 5) of `training.hier.rates`.
+    """
     left = factors.user_rows(users).astype(np.float64)
     right = factors.items[items].astype(np.float64)
     products = left[:, : factors.width] * right[:, : factors.width]
     inner = products.sum(axis=1)
     path = (left[:, factors.width :] * right[:, factors.width :]).sum(axis=1)
-    return np.column_stack([inner + path, inner, path, popularity, np.ones(len(users)), products])
-
-
-def popularity_before(items: IntArray, labels: NDArray[np.float32]) -> FloatArray:
-    """(n,) log(1 + clicks) of each row's item in the rows before it, which are in time order."""
-    order = np.argsort(items, kind="stable")
-    clicks = labels[order].astype(np.float64)
-    before = np.cumsum(clicks) - clicks
-    sorted_items = items[order]
-    first = (
-        np.concatenate([[True], sorted_items[1:] != sorted_items[:-1]]) if len(items) else np.zeros(0, bool)
-    )
-    base = np.maximum.accumulate(np.where(first, before, 0.0)) if len(items) else before
-    result = np.empty(len(items))
-    result[order] = np.log1p(before - base)
-    return result
+    popularity, rates = counted[:, 0], counted[:, 1:]
+    ones = np.ones(len(users))
+    return np.column_stack([inner + path, inner, path, popularity, ones, rates, products])
 
 
 def fit_head(
@@ -57,49 +52,76 @@ def fit_head(
     scale: float,
     bias: float,
     strength: float = DEFAULT_STRENGTH,
+    start: FloatArray | None = None,
 ) -> FloatArray:
     """Minimise sum of log loss of sigmoid(scale * inputs . w + bias) + strength / 2 * |r (w - w0)|^2.
 
-    w0 is the zero-shot head and r the root mean square of each column, so that the pull does not depend on
+    w0 is the start and r the root mean square of each column, so that the pull does not depend on
     the units of a column; on the named columns it is a tenth. With n rows the pull weighs strength / n of a
     row.
 
     Args:
-        inputs: (n, 5 + d) of `head_inputs`.
+        inputs: (n, 9 + d) of `head_inputs`.
         labels: (n,) 0 or 1.
         scale: Of the domain's line.
         bias: Of the domain's line.
         strength: Above 0, about in rows' worth of evidence.
+        start: (9 + d,) head without rows; None for the score as it is.
 
     Returns:
-        (5 + d,) weights.
+        (9 + d,) weights.
     """
-    start = np.asarray(zero_shot_head(inputs.shape[1] - len(HEAD_COLUMNS)))
+    first = np.asarray(zero_shot_head(inputs.shape[1] - len(HEAD_COLUMNS))) if start is None else start
     if not len(labels):
-        return start
+        return first
     size = np.sqrt(np.mean(inputs**2, axis=0))
     pull = strength * np.where(size > 0, size, 1.0) ** 2
     pull[: len(HEAD_COLUMNS)] *= NAMED_SHARE
-    rows, wanted = scale * inputs, labels.astype(np.float64)
+    return fit_logistic(scale * inputs, labels.astype(np.float64), start=first, pull=pull, bias=bias)
 
-    def loss(weights: FloatArray) -> float:
-        logits = rows @ weights + bias
-        own = np.logaddexp(0.0, logits) - wanted * logits
-        return float(own.sum() + 0.5 * (pull * (weights - start) ** 2).sum())
 
-    weights, value = start, loss(start)
+def fit_logistic(
+    rows: FloatArray,
+    labels: FloatArray,
+    *,
+    start: FloatArray,
+    pull: FloatArray,
+    bias: float = 0.0,
+    weights: FloatArray | None = None,
+) -> FloatArray:
+    """Minimise sum of weights * log loss of sigmoid(rows . w + bias) + 1 / 2 * sum of pull * (w - start)^2.
+
+    Args:
+        rows: (n, m).
+        labels: (n,) 0 or 1.
+        start: (m,).
+        pull: (m,), above 0.
+        bias: Added to every logit.
+        weights: (n,) of the rows; None for 1 each.
+
+    Returns:
+        (m,) w, by Newton's method with halved steps.
+    """
+    share = np.ones(len(rows)) if weights is None else weights
+
+    def loss(w: FloatArray) -> float:
+        logits = rows @ w + bias
+        own = share * (np.logaddexp(0.0, logits) - labels * logits)
+        return float(own.sum() + 0.5 * (pull * (w - start) ** 2).sum())
+
+    found, value = start, loss(start)
     for _ in range(MAX_STEPS):
-        chance = sigmoid(rows @ weights + bias)
-        slope = rows.T @ (chance - wanted) + pull * (weights - start)
-        curve = (rows * (chance * (1 - chance))[:, None]).T @ rows + np.diag(pull)
+        chance = sigmoid(rows @ found + bias)
+        slope = rows.T @ (share * (chance - labels)) + pull * (found - start)
+        curve = (rows * (share * chance * (1 - chance))[:, None]).T @ rows + np.diag(pull)
         step = np.linalg.solve(curve, slope)
         if float(slope @ step) < TOLERANCE:
             break
         for halving in range(MAX_HALVINGS):
-            trial = weights - 0.5**halving * step
-            if (found := loss(trial)) <= value:
-                weights, value = trial, found
+            trial = found - 0.5**halving * step
+            if (reached := loss(trial)) <= value:
+                found, value = trial, reached
                 break
         else:
             break
-    return weights
+    return found

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -28,20 +28,29 @@ from training.engine.files import write_text
 from training.hier.bags import UserBags
 from training.hier.clicks import Impressions
 from training.hier.config import load_pretrain_config
-from training.hier.domain_line import line_from_prior
-from training.hier.factors import Factors, compute_factors
-from training.hier.head import DEFAULT_STRENGTH, fit_head, head_inputs, popularity_before
+from training.hier.factors import compute_factors
 from training.hier.pretrain import silent
 from training.hier.ragged import IntArray, Ragged
 from training.hier.ranking import PairScorer, RankingTask
-from training.hier.run import SourceData, train_network
+from training.hier.rates import Elsewhere, rates
+from training.hier.rehearsal import (
+    SHOTS,
+    Rehearsed,
+    few_rows,
+    few_shot_scorer,
+    make_stages,
+    rehearse,
+)
 from training.hier.sampling import items_of_domains
+from training.hier.source import SourceData, train_network
+from training.hier.start import Start
 from training.metrics import auc
-from training.models.hier import zero_shot_head
+from training.models.hier import HEAD_COLUMNS
 
-SHOTS = (0, 50, 200, 1000, 5000)
 MAX_RANKED = 1000
-METHODS = ("hier", "popularity", "target_only")
+RATE_PRIOR = 5.0
+METHODS = ("hier", "score_alone", "popularity", "click_rate", "target_only")
+WITHOUT_CLICKS = ("hier", "with_items", "score_alone")
 
 Told = Callable[[str], None]
 
@@ -60,18 +69,23 @@ class TargetFigures:
     """Figures of one target.
 
     Attributes:
-        zero_shot, popularity, chance: Without a click of the target; by its own train clicks; by chance.
+        zero_shot: Without a click of the target, by `WITHOUT_CLICKS`: the score with rates of items and users
+            elsewhere, with those of items, alone.
+        popularity, click_rate, chance: By the target's own train clicks, by their rate, by chance.
         shots: By method and n, one figure for each draw.
         cold_share: Share of test rows of users without a known entity.
+        rehearsed: What the sources gave, with rates and without.
     """
 
     target: str
     num_test_rows: int
     cold_share: float
-    zero_shot: Figure
+    zero_shot: dict[str, Figure]
     popularity: Figure
+    click_rate: Figure
     chance: Figure
     shots: dict[str, dict[int, list[Figure]]]
+    rehearsed: dict[str, Rehearsed]
     seconds: float
 
 
@@ -96,32 +110,52 @@ def measure_target(prepared: PreparedDataset, source: SourceData, *, draws: int)
         raise ValueError("measure_target needs a source with a domain held out")
     train = Impressions.read(prepared, "train").of(source.held_out)
     test = make_test(prepared, train, source)
+    stages = make_stages(source, number=source.config.rehearsals)
+    rehearsed = {"hier": rehearse(stages), "score_alone": rehearse(stages, counted=False)}
     net, _ = train_network(source, silent)
     factors = compute_factors(net, source.bags, source.item_sets)
-    num_items = len(source.item_sets)
-    rng = np.random.default_rng(0)
+    sizes = {"num_items": len(source.item_sets), "num_users": len(source.bags)}
+
+    def hier(rows: Impressions, start: Start) -> PairScorer:
+        elsewhere = Elsewhere.count(source.train, prior=start.prior, **sizes)
+        return few_shot_scorer(factors, rows, elsewhere, start)
+
+    starts = {name: found.start for name, found in rehearsed.items()}
     shots: dict[str, dict[int, list[Figure]]] = {method: {n: [] for n in SHOTS} for method in METHODS}
     for draw in range(draws):
-        half = np.sort(np.random.default_rng([draw, 7]).permutation(len(train))[: (len(train) + 1) // 2])
         for n in SHOTS:
-            rows = train.where(half[:n])
+            rows = few_rows(train, n, draw)
             for method, scorer in (
-                ("hier", few_shot_scorer(factors, rows, source)),
-                ("popularity", popularity_scorer(rows, num_items)),
-                ("target_only", target_only_scorer(rows, source.item_sets, len(source.bags))),
+                *((name, hier(rows, start)) for name, start in starts.items()),
+                ("popularity", popularity_scorer(rows, sizes["num_items"])),
+                ("click_rate", click_rate_scorer(rows, sizes["num_items"])),
+                ("target_only", target_only_scorer(rows, source.item_sets, sizes["num_users"])),
             ):
                 shots[method][n].append(test.figure(scorer))
+    none = train.where(np.zeros(0, dtype=np.int64))
+    starts["with_items"] = without_users(starts["hier"])
     known = np.append(~source.bags.is_cold, values=False)
+    rng = np.random.default_rng(0)
     return TargetFigures(
         target=prepared.schema.domains[source.held_out],
         num_test_rows=len(test.rows),
         cold_share=float(1.0 - known[test.rows.user].mean()),
-        zero_shot=test.figure(factors.score),
-        popularity=test.figure(popularity_scorer(train, num_items)),
+        zero_shot={name: test.figure(hier(none, starts[name])) for name in WITHOUT_CLICKS},
+        popularity=test.figure(popularity_scorer(train, sizes["num_items"])),
+        click_rate=test.figure(click_rate_scorer(train, sizes["num_items"])),
         chance=test.figure(lambda _, items: rng.random(len(items)).astype(np.float32)),
         shots=shots,
+        rehearsed=rehearsed,
         seconds=time.perf_counter() - began,
     )
+
+
+def without_users(start: Start) -> Start:
+    """A start that leaves the rates of users out."""
+    kept = [0.0 if name.startswith("user_") else 1.0 for name in HEAD_COLUMNS]
+    head = np.asarray(start.head)
+    head[: len(kept)] *= kept
+    return replace(start, head=tuple(head.tolist()))
 
 
 def make_test(prepared: PreparedDataset, train: Impressions, source: SourceData) -> TargetTest:
@@ -135,42 +169,19 @@ def make_test(prepared: PreparedDataset, train: Impressions, source: SourceData)
     return TargetTest(test, task)
 
 
-def few_shot_scorer(factors: Factors, rows: Impressions, source: SourceData) -> PairScorer:
-    """HIER with a head fitted to n rows; without rows, its zero-shot score."""
-    if not len(rows):
-        return factors.score
-    before = popularity_before(rows.item, rows.label)
-    inputs = head_inputs(factors, rows.user, rows.item, before)
-    start = inputs @ np.asarray(zero_shot_head(factors.width))
-    # Of scale and bias only the fit of the head depends; ranks within a domain do not.
-    rate = float(np.clip(rows.label.mean(), 0.5 / len(rows), 1 - 0.5 / len(rows)))
-    line = line_from_prior(start, scale=_source_scale(factors, source), rate=rate)
-    head = fit_head(inputs, rows.label, scale=line.scale, bias=line.bias, strength=DEFAULT_STRENGTH)
-    counts = np.log1p(np.bincount(rows.item[rows.label > 0], minlength=len(factors.items)))
-
-    def score(users: IntArray, items: IntArray) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = (head_inputs(factors, users, items, counts[items]) @ head).astype(
-            np.float32
-        )
-        return logits
-
-    return score
-
-
-def _source_scale(factors: Factors, source: SourceData) -> float:
-    """Slope of a line through all source validation rows."""
-    rows = source.valid
-    logits = factors.score(rows.user, rows.item).astype(np.float64)
-    model = LogisticRegression(C=1e3).fit(logits[:, None], rows.label)
-    return max(float(model.coef_[0, 0]), 1e-3)
-
-
 def popularity_scorer(rows: Impressions, num_items: int) -> PairScorer:
     """Clicks of each item in some rows; ties by chance."""
     counts = np.bincount(rows.item[rows.label > 0], minlength=num_items)
     luck = np.random.default_rng(1).random(num_items)
     heat = (counts + 1e-3 * luck).astype(np.float32)
     return lambda _, items: heat[items]
+
+
+def click_rate_scorer(rows: Impressions, num_items: int) -> PairScorer:
+    """Click rate of each item in some rows, shrunk to the mean by `RATE_PRIOR` clicks."""
+    heat = rates(rows.item, rows, size=num_items, prior=RATE_PRIOR).astype(np.float32)
+    luck = 1e-6 * np.random.default_rng(1).random(num_items).astype(np.float32)
+    return lambda _, items: heat[items] + luck[items]
 
 
 def target_only_scorer(rows: Impressions, item_sets: Ragged, num_users: int) -> PairScorer:
@@ -213,9 +224,11 @@ def report(figures: list[TargetFigures]) -> str:
             f"{own.target}: {own.num_test_rows} test rows, {own.cold_share:.0%} of users without "
             f"source clicks, {own.seconds:.0f} s"
         )
-        for name in ("zero_shot", "popularity", "chance"):
-            one: Figure = getattr(own, name)
-            lines.append(f"  {name:11s} AUC {one.auc:.4f}  NDCG {one.ndcg:.4f}  HR {one.hit_rate:.4f}")
+        singles = [(f"zero-shot {name}", figure) for name, figure in own.zero_shot.items()]
+        singles += [(name, getattr(own, name)) for name in ("popularity", "click_rate", "chance")]
+        for name, one in singles:
+            lines.append(f"  {name:21s} AUC {one.auc:.4f}  NDCG {one.ndcg:.4f}  HR {one.hit_rate:.4f}")
+        lines += [f"  {line}" for line in rehearsal_lines(own.rehearsed)]
         lines.append("  n      " + "  ".join(f"{method + ' AUC / NDCG':32s}" for method in METHODS))
         for n in SHOTS:
             cells = []
@@ -225,6 +238,21 @@ def report(figures: list[TargetFigures]) -> str:
                 cells.append(f"{mean[0]:.4f} ({spread[0]:.4f}) / {mean[1]:.4f} ({spread[1]:.4f})")
             lines.append(f"  {n:<5d}  " + "  ".join(f"{cell:32s}" for cell in cells))
     return "\n".join(lines)
+
+
+def rehearsal_lines(rehearsed: dict[str, Rehearsed]) -> list[str]:
+    """What was tried on the sources, and what was chosen."""
+    lines = []
+    for name, found in rehearsed.items():
+        weights = ", ".join(f"{c} {w:.3f}" for c, w in zip(HEAD_COLUMNS, found.start.head, strict=False) if w)
+        lines.append(
+            f"rehearsed {name}: prior {found.start.prior:g}, strength {found.start.strength:g}; {weights}"
+        )
+        lines += [f"  tried prior {t.prior:g}, strength {t.strength:g}: {t.auc:.4f}" for t in found.tried]
+        for stage, curve in found.stages.items():
+            cells = ", ".join(f"{n} {value:.4f}" for n, value in curve.items())
+            lines.append(f"  {stage} in the part of the new domain, AUC at n: {cells}")
+    return lines
 
 
 def main(

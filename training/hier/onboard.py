@@ -6,21 +6,24 @@ entity with the sources is refused, with the share; what was onboarded before st
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from training.engine.platt import sigmoid
+from training.hier.clicks import Impressions
 from training.hier.config import PretrainConfig, load_pretrain_config
 from training.hier.domain_line import DomainLine, line_from_prior, refitted_line
 from training.hier.domains import NAME_PATTERN, OnboardedDomain, load_domains
 from training.hier.entities import coverage
 from training.hier.errors import OnboardError
 from training.hier.factors import Factors
-from training.hier.head import DEFAULT_STRENGTH, fit_head, head_inputs, popularity_before
+from training.hier.head import DEFAULT_STRENGTH, fit_head, head_inputs
 from training.hier.onboard_files import LabelledRows, read_items, read_labels
 from training.hier.ragged import IntArray, Ragged
+from training.hier.rates import DEFAULT_PRIOR, Counted, Elsewhere, columns_before
 from training.hier.representation import Representation
 from training.hier.serving import serving_schema, stored_factors, write_serving
 from training.models.hier import zero_shot_head
@@ -38,7 +41,7 @@ def onboard(
     *,
     prior_rate: float | None = None,
     labels: Path | None = None,
-    strength: float = DEFAULT_STRENGTH,
+    strength: float | None = None,
 ) -> OnboardedDomain:
     """Register a domain, or refit one that is registered, and write the run anew.
 
@@ -48,7 +51,7 @@ def onboard(
         items: File of its items.
         prior_rate: Click rate that is expected; None takes the median of the sources.
         labels: File of its labelled impressions so far; None without any.
-        strength: Pull of the head to the zero-shot score.
+        strength: Pull of the head to its start; None takes what the rehearsals found.
 
     Raises:
         OnboardError: The name is taken or unusable, the run is not finished, a file cannot be used, or too
@@ -136,6 +139,15 @@ class _Start:
         ]
         schema = serving_schema(representation, (), max_entities=config.graph.max_entities)
         self.factors: Factors = stored_factors(representation, config.model, schema, Ragged.of(self.rows))
+        elsewhere = np.append(representation.item_rates, 0.0)
+        self.item_rates = elsewhere[[known.get(identity, len(elsewhere) - 1) for identity in ids]]
+        start = representation.start
+        self.head = np.asarray(zero_shot_head(config.model.width) if start is None else start.head)
+        self.prior = DEFAULT_PRIOR if start is None else start.prior
+        self.strength = DEFAULT_STRENGTH if start is None else start.strength
+        # A start is in log odds, the score is not.
+        slopes = [source.scale for source in representation.sources]
+        self.scale = float(np.median(slopes)) if start is None else 1.0
 
     def fitted(
         self,
@@ -145,32 +157,34 @@ class _Start:
         covered: float,
         rows: LabelledRows | None,
         rate: float,
-        strength: float,
+        strength: float | None,
     ) -> OnboardedDomain:
         """The domain with its line and head."""
+        own, user_ids = self._located(rows)
+        factors, elsewhere = self._with_users(user_ids)
+        counted = Counted.of(own, elsewhere, prior=self.prior)
         users, items = self._sample()
-        inputs = head_inputs(self.factors, users, items, np.zeros(len(users)))
-        head = np.asarray(zero_shot_head(self.factors.width))
-        slopes = [source.scale for source in self.representation.sources]
-        line = line_from_prior(inputs @ head, scale=float(np.median(slopes)), rate=rate)
-        clicks: dict[str, int] = {}
-        num_rows = num_clicks = 0
-        if rows is not None:
-            users, items, labels = self._located(rows)
-            num_rows, num_clicks = len(labels), int(labels.sum())
-            counts = np.bincount(items[labels > 0], minlength=len(self.ids))
-            clicks = {self.ids[i]: int(counts[i]) for i in np.flatnonzero(counts).tolist()}
-            head, line = self._refitted(users, items, labels, line=line, strength=strength)
-        popularity = np.log1p([clicks.get(self.ids[i], 0) for i in items.tolist()])
-        sample = head_inputs(self.factors, users, items, np.asarray(popularity, dtype=np.float64)) @ head
+        unseen = Counted.of(own.where(np.zeros(0, dtype=np.int64)), elsewhere, prior=self.prior)
+        head = self.head
+        fresh = head_inputs(factors, users, items, unseen.columns(users, items)) @ head
+        line = line_from_prior(fresh, scale=self.scale, rate=rate)
+        if len(own):
+            before = columns_before(own, elsewhere, prior=self.prior)
+            inputs = head_inputs(factors, own.user, own.item, before)
+            head, line = self._refitted(inputs, own.label, line=line, strength=strength)
+            users, items = own.user, own.item
+        sample = head_inputs(factors, users, items, counted.columns(users, items)) @ head
+        shown = np.unique(own.item).tolist()
         return OnboardedDomain(
             name=name,
             version=self.representation.version,
             order=order,
             items=dict(zip(self.ids, self.rows, strict=True)),
-            item_clicks=clicks,
-            num_rows=num_rows,
-            num_clicks=num_clicks,
+            item_clicks={self.ids[i]: round(float(np.expm1(counted.popularity[i]))) for i in shown},
+            item_rates={self.ids[i]: float(counted.items_here[i]) for i in shown},
+            user_rates={user_ids[u]: float(counted.users_here[u]) for u in np.unique(own.user).tolist()},
+            num_rows=len(own),
+            num_clicks=int(own.label.sum()),
             coverage=covered,
             head=[float(weight) for weight in head],
             scale=line.scale,
@@ -182,18 +196,17 @@ class _Start:
 
     def _refitted(
         self,
-        users: IntArray,
-        items: IntArray,
+        inputs: NDArray[np.float64],
         labels: NDArray[np.float32],
         *,
         line: DomainLine,
-        strength: float,
+        strength: float | None,
     ) -> tuple[NDArray[np.float64], DomainLine]:
         """Head from 50 rows on, then the line on what it gives."""
-        inputs = head_inputs(self.factors, users, items, popularity_before(items, labels))
-        head = np.asarray(zero_shot_head(self.factors.width))
+        head = self.head
         if len(labels) >= MIN_HEAD_ROWS:
-            head = fit_head(inputs, labels, scale=line.scale, bias=line.bias, strength=strength)
+            pull = self.strength if strength is None else strength
+            head = fit_head(inputs, labels, scale=line.scale, bias=line.bias, strength=pull, start=self.head)
         return head, refitted_line(line, inputs @ head, labels.astype(np.float64))
 
     def _sample(self) -> tuple[IntArray, IntArray]:
@@ -202,18 +215,34 @@ class _Start:
         users = rng.integers(0, len(self.factors.users), SAMPLE_ROWS)
         return users, rng.integers(0, len(self.ids), SAMPLE_ROWS)
 
-    def _located(self, rows: LabelledRows) -> tuple[IntArray, IntArray, NDArray[np.float32]]:
-        """Slots of users (-1 where not known) and of items; rows of items that are not listed are refused."""
-        user_slots = {identity: slot for slot, identity in enumerate(self.representation.user_ids)}
+    def _located(self, rows: LabelledRows | None) -> tuple[Impressions, list[str]]:
+        """Labelled rows by slots, and the ids of all users: the stored ones, then those met here alone.
+
+        Raises:
+            OnboardError: An item is not listed.
+        """
+        user_ids = list(self.representation.user_ids)
+        if rows is None:
+            none = np.zeros(0, dtype=np.int64)
+            return Impressions(none, none, none, np.zeros(0, dtype=np.float32)), user_ids
         item_slots = {identity: slot for slot, identity in enumerate(self.ids)}
         if strangers := sorted(set(rows.items) - set(item_slots)):
             raise OnboardError(
                 f"labels of item '{strangers[0]}', which the items file does not list; "
                 f"{len(strangers)} items are not listed"
             )
-        users = np.array([user_slots.get(identity, -1) for identity in rows.users], dtype=np.int64)
+        user_ids = list(dict.fromkeys([*user_ids, *rows.users]))
+        user_slots = {identity: slot for slot, identity in enumerate(user_ids)}
+        users = np.array([user_slots[identity] for identity in rows.users], dtype=np.int64)
         items = np.array([item_slots[identity] for identity in rows.items], dtype=np.int64)
-        return users, items, rows.labels
+        return Impressions(users, items, np.zeros(len(users), dtype=np.int64), rows.labels), user_ids
+
+    def _with_users(self, user_ids: list[str]) -> tuple[Factors, Elsewhere]:
+        """Vectors and rates of all users; those met here alone have the mean and 0."""
+        more = len(user_ids) - len(self.factors.users)
+        users = np.concatenate([self.factors.users, np.tile(self.factors.mean_user, (more, 1))])
+        rates = np.concatenate([self.representation.user_rates, np.zeros(more)]).astype(np.float64)
+        return replace(self.factors, users=users), Elsewhere(self.item_rates.astype(np.float64), rates)
 
     def _nearest(self) -> tuple[str, float] | None:
         """The source whose mean item has the largest cosine with that of the domain."""

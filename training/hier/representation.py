@@ -4,7 +4,7 @@
     RUN/hier/tables.pt             tables by name, see `training.models.hier.HierInputs`
     RUN/hier/{users,items}.npz, {users,items}.txt   entities of all users and items, and their ids
 
-Invariant: `version` is a digest of the tables and of the names of their rows; equal versions score alike.
+Invariant: `version` is a digest of tables, names of their rows, rates and start; equal versions score alike.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from training.hier.bags import UserBags
 from training.hier.entities import Encoders, EntityVocabulary
 from training.hier.errors import OnboardError
 from training.hier.ragged import IntArray, Ragged
+from training.hier.start import Start
 from training.models.hier_net import HierNet
 
 FOLDER = "hier"
@@ -67,8 +68,10 @@ class Representation:
         vocabulary: Of the entities.
         encoders: Of item features that make entities of numbers and names.
         tables: By name of the serving model's buffer.
-        user_ids: Of users that touched an entity.
+        user_ids: Of users that touched an entity or were shown something.
         user_entities, user_weights: (U, L) int32 and float32 of these users.
+        user_rates, item_rates: (U,) and (V,) float32 log odds ratios over the sources' train rows.
+        start: How a new domain starts; None for the score alone.
         item_ids: Of all items.
         item_sets: Their entities.
         sources: In the order of the schema.
@@ -82,6 +85,9 @@ class Representation:
     user_ids: list[str]
     user_entities: NDArray[np.int32]
     user_weights: NDArray[np.float32]
+    user_rates: NDArray[np.float32]
+    item_rates: NDArray[np.float32]
+    start: Start | None
     item_ids: list[str]
     item_sets: Ragged
     sources: tuple[SourceDomain, ...]
@@ -92,7 +98,9 @@ class Representation:
     def version(self) -> str:
         """Sha256 (hex) of tables and names."""
         names = "\n".join(self.vocabulary.names)
-        return hashlib.sha256((weights_digest(self.tables) + names).encode()).hexdigest()
+        total = hashlib.sha256(f"{weights_digest(self.tables)}{names}{self.start}".encode())
+        total.update(self.user_rates.tobytes() + self.item_rates.tobytes())
+        return total.hexdigest()
 
     def save(self, run: Path) -> None:
         """Write the files."""
@@ -101,14 +109,21 @@ class Representation:
         write_atomically(folder / "tables.pt", lambda part: torch.save(self.tables, part))
         write_ids(folder / "users.txt", self.user_ids)
         write_ids(folder / "items.txt", self.item_ids)
-        np.savez(folder / "users.npz", entities=self.user_entities, weights=self.user_weights)
-        np.savez(folder / "items.npz", starts=self.item_sets.starts, values=self.item_sets.values)
+        np.savez(
+            folder / "users.npz",
+            entities=self.user_entities,
+            weights=self.user_weights,
+            rates=self.user_rates,
+        )
+        sets = self.item_sets
+        np.savez(folder / "items.npz", starts=sets.starts, values=sets.values, rates=self.item_rates)
         content = {
             "version": self.version,
             "entities": self.vocabulary.names,
             "encoders": {name: encoder.model_dump(mode="json") for name, encoder in self.encoders.items()},
             "sources": [asdict(source) for source in self.sources],
             "fallback": self.fallback,
+            "start": None if self.start is None else asdict(self.start),
             "facts": self.facts,
         }
         write_text(folder / "representation.json", json.dumps(content, indent=1) + "\n")
@@ -131,13 +146,16 @@ class Representation:
                 user_ids=read_ids(folder / "users.txt"),
                 user_entities=users["entities"],
                 user_weights=users["weights"],
+                user_rates=users["rates"],
+                item_rates=items["rates"],
+                start=None if told["start"] is None else Start.of(**told["start"]),
                 item_ids=read_ids(folder / "items.txt"),
                 item_sets=Ragged(items["starts"], items["values"]),
                 sources=tuple(SourceDomain(**source) for source in told["sources"]),
                 fallback=(told["fallback"][0], told["fallback"][1]),
                 facts=told["facts"],
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise OnboardError(f"{run}: no finished `ctr-train pretrain`: {error}") from error
         if found.version != told["version"]:
             raise OnboardError(
@@ -161,8 +179,10 @@ def serving_tables(net: HierNet, mean_user: NDArray[np.float32]) -> dict[str, Te
     return {name: table.detach().clone().contiguous() for name, table in tables.items()}
 
 
-def stored_users(bags: UserBags, ids: list[str]) -> tuple[list[str], NDArray[np.int32], NDArray[np.float32]]:
-    """Ids, entities and weights of the users that touched an entity."""
-    warm: IntArray = np.flatnonzero(~bags.is_cold)
-    entities, weights = bags.take(warm)
-    return [ids[i] for i in warm.tolist()], entities.astype(np.int32), weights
+def stored_users(bags: UserBags, shown: IntArray) -> tuple[IntArray, NDArray[np.int32], NDArray[np.float32]]:
+    """Slots, entities and weights of the users that touched an entity or are among the `shown` (n,)."""
+    stored = np.zeros(len(bags), dtype=np.bool_)
+    stored[shown[shown >= 0]] = True
+    kept: IntArray = np.flatnonzero(stored | ~bags.is_cold)
+    entities, weights = bags.take(kept)
+    return kept, entities.astype(np.int32), weights

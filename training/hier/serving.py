@@ -14,16 +14,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from service.contract.encode import EncodedBlock
 from service.contract.files import write_atomic
-from service.contract.layout import IDS, WEIGHTS, entity_layout
+from service.contract.layout import IDS, VALUES, WEIGHTS, entity_layout
 from service.contract.schema import (
     DOMAIN_ENCODER,
     FIRST_ID,
     Entity,
     FeatureSchema,
     MultiFeature,
+    NumericFeature,
+    StandardiseEncoder,
     VocabularyEncoder,
 )
 from training.data.entity_rows import EntityRows, write_entities
@@ -39,15 +42,20 @@ from training.models.config import HierConfig
 from training.models.hier import (
     CLICKS_IN,
     ENTITY_ENCODER,
+    ITEM_ELSEWHERE,
     ITEM_ENTITIES,
+    SEEN_IN,
+    USER_ELSEWHERE,
     USER_ENTITIES,
     HierInputs,
-    popularity_pair,
+    domain_pairs,
     zero_shot_head,
 )
 
-MAX_CLICKS_IN = 8
-"""Onboarded domains whose clicks an item keeps, those with most clicks."""
+MAX_DOMAINS = 8
+"""Onboarded domains of which an item or a user keeps what they say: of items, those with most clicks."""
+PLAIN_ENCODER = "plain"
+LARGEST_RATE = 1e3
 CHUNK = 8192
 
 
@@ -59,7 +67,10 @@ def serving_schema(
     return FeatureSchema(
         name="hier",
         domains=names,
-        encoders={ENTITY_ENCODER: VocabularyEncoder(values=representation.vocabulary.names)},
+        encoders={
+            ENTITY_ENCODER: VocabularyEncoder(values=representation.vocabulary.names),
+            PLAIN_ENCODER: StandardiseEncoder(clip=LARGEST_RATE),
+        },
         features=(
             MultiFeature(
                 name=USER_ENTITIES,
@@ -80,13 +91,36 @@ def serving_schema(
                 name=CLICKS_IN,
                 entity=Entity.ITEM,
                 encoder=DOMAIN_ENCODER,
-                max_len=MAX_CLICKS_IN,
+                max_len=MAX_DOMAINS,
+                num_weights=2,
+                source="statistic",
+                description="log(1 + clicks) and the log odds ratio in each onboarded domain",
+            ),
+            MultiFeature(
+                name=SEEN_IN,
+                entity=Entity.USER,
+                encoder=DOMAIN_ENCODER,
+                max_len=MAX_DOMAINS,
                 num_weights=1,
                 source="statistic",
-                description="log(1 + clicks) in each onboarded domain",
+                description="log odds ratio in each onboarded domain",
+            ),
+            NumericFeature(
+                name=ITEM_ELSEWHERE,
+                entity=Entity.ITEM,
+                encoder=PLAIN_ENCODER,
+                source="statistic",
+                description="log odds ratio over the source domains",
+            ),
+            NumericFeature(
+                name=USER_ELSEWHERE,
+                entity=Entity.USER,
+                encoder=PLAIN_ENCODER,
+                source="statistic",
+                description="log odds ratio over the source domains",
             ),
         ),
-        pairs=(popularity_pair(),),
+        pairs=domain_pairs(),
     )
 
 
@@ -148,9 +182,10 @@ def _write_prepared(
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / SCHEMA_FILE, schema.model_dump_json(indent=1).encode())
     ids, sets = item_registry(representation, domains)
+    users = user_registry(representation, domains)
     for entity, rows, names in (
-        (Entity.USER, _user_rows(schema, representation), representation.user_ids),
-        (Entity.ITEM, _item_rows(schema, ids, sets, domains), ids),
+        (Entity.USER, _user_rows(schema, representation, users, domains), users),
+        (Entity.ITEM, _item_rows(schema, ids, sets, domains, representation.item_rates), ids),
     ):
         layout = entity_layout(schema, entity)
         block = EntityRows(layout, rows.ints, rows.floats)
@@ -169,18 +204,46 @@ def _write_prepared(
     write_atomic(folder / MANIFEST_FILE, (json.dumps(info, indent=1) + "\n").encode())
 
 
-def _user_rows(schema: FeatureSchema, representation: Representation) -> EncodedBlock:
+def user_registry(representation: Representation, domains: Sequence[OnboardedDomain]) -> list[str]:
+    """Ids of all users: those of the sources, then those who were met in an onboarded domain alone."""
+    known = dict.fromkeys(representation.user_ids)
+    for domain in domains:
+        known |= dict.fromkeys(domain.user_rates)
+    return list(known)
+
+
+def _user_rows(
+    schema: FeatureSchema,
+    representation: Representation,
+    ids: list[str],
+    domains: Sequence[OnboardedDomain],
+) -> EncodedBlock:
     layout = entity_layout(schema, Entity.USER)
-    size = len(representation.user_ids)
-    ints = np.zeros((size, layout.int_width), dtype=np.int32)
-    floats = np.zeros((size, layout.float_width), dtype=np.float32)
-    ints[:, layout.slot(USER_ENTITIES, IDS).columns] = representation.user_entities
-    floats[:, layout.slot(USER_ENTITIES, WEIGHTS).columns] = representation.user_weights
+    ints = np.zeros((len(ids), layout.int_width), dtype=np.int32)
+    floats = np.zeros((len(ids), layout.float_width), dtype=np.float32)
+    known = len(representation.user_ids)
+    ints[:known, layout.slot(USER_ENTITIES, IDS).columns] = representation.user_entities
+    floats[:known, layout.slot(USER_ENTITIES, WEIGHTS).columns] = representation.user_weights
+    floats[:known, layout.slot(USER_ELSEWHERE, VALUES).start] = representation.user_rates
+    place, weight = layout.slot(SEEN_IN, IDS).start, layout.slot(SEEN_IN, WEIGHTS).start
+    slots = {identity: slot for slot, identity in enumerate(ids)}
+    held = np.zeros(len(ids), dtype=np.int64)
+    for domain in domains:
+        for identity, rate in domain.user_rates.items():
+            slot = slots[identity]
+            if held[slot] < MAX_DOMAINS:
+                ints[slot, place + held[slot]] = FIRST_ID + schema.domain_index(domain.name)
+                floats[slot, weight + held[slot]] = rate
+                held[slot] += 1
     return EncodedBlock(ints, floats)
 
 
 def _item_rows(
-    schema: FeatureSchema, ids: list[str], sets: Ragged, domains: Sequence[OnboardedDomain]
+    schema: FeatureSchema,
+    ids: list[str],
+    sets: Ragged,
+    domains: Sequence[OnboardedDomain],
+    elsewhere: NDArray[np.float32],
 ) -> EncodedBlock:
     layout = entity_layout(schema, Entity.ITEM)
     ints = np.zeros((len(ids), layout.int_width), dtype=np.int32)
@@ -189,16 +252,18 @@ def _item_rows(
     held, _ = sets.take(np.arange(len(ids), dtype=np.int64))
     ints[:, place.start : place.start + held.shape[1]] = held
     clicked, weight = layout.slot(CLICKS_IN, IDS).start, layout.slot(CLICKS_IN, WEIGHTS).start
-    counts: dict[str, list[tuple[int, int]]] = {}
+    floats[: len(elsewhere), layout.slot(ITEM_ELSEWHERE, VALUES).start] = elsewhere
+    counts: dict[str, list[tuple[int, int, float]]] = {}
     for domain in domains:
         index = FIRST_ID + schema.domain_index(domain.name)
-        for identity, count in domain.item_clicks.items():
-            counts.setdefault(identity, []).append((-count, index))
+        for identity, rate in domain.item_rates.items():
+            counts.setdefault(identity, []).append((-domain.item_clicks.get(identity, 0), index, rate))
     slots = {identity: slot for slot, identity in enumerate(ids)}
     for identity, found in counts.items():
-        for number, (count, index) in enumerate(sorted(found)[:MAX_CLICKS_IN]):
+        for number, (count, index, rate) in enumerate(sorted(found)[:MAX_DOMAINS]):
             ints[slots[identity], clicked + number] = index
-            floats[slots[identity], weight + number] = np.log1p(-count)
+            pair = slice(weight + 2 * number, weight + 2 * number + 2)
+            floats[slots[identity], pair] = np.log1p(-count), rate
     return EncodedBlock(ints, floats)
 
 
@@ -241,7 +306,8 @@ def stored_factors(
     inputs = HierInputs(schema, **config.model_dump(exclude={"type"}))
     inputs.fill(representation.tables)
     inputs.eval()
-    users, empty = _user_rows(schema, representation), torch.zeros((0, 0))
+    users = _user_rows(schema, representation, representation.user_ids, ())
+    empty, size = torch.zeros((0, 0)), len(representation.tables["mean_user"])
     left = [
         inputs.request_side(
             torch.from_numpy(users.ints[i : i + CHUNK]),
@@ -249,19 +315,19 @@ def stored_factors(
             empty,
             empty,
             None,
-        )[0].numpy()
+        )[0].numpy()[:, :size]
         for i in range(0, len(users), CHUNK)
     ]
-    items = _item_rows(schema, [""] * len(sets), sets, ())
+    items = _item_rows(schema, [""] * len(sets), sets, (), np.zeros(0, dtype=np.float32))
     right = [
         inputs.row_side(
             torch.from_numpy(items.ints[i : i + CHUNK]),
             torch.from_numpy(items.floats[i : i + CHUNK]),
-            torch.zeros((len(items.ints[i : i + CHUNK]), 1)),
-        )[0].numpy()[:, :-1]
+            torch.zeros((len(items.ints[i : i + CHUNK]), 3)),
+        )[0].numpy()[:, :size]
         for i in range(0, len(items), CHUNK)
     ]
-    none = np.zeros((0, inputs.request_width), dtype=np.float32)
+    none = np.zeros((0, size), dtype=np.float32)
     return Factors(
         users=np.concatenate([none, *left]),
         items=np.concatenate([none, *right]),

@@ -1,9 +1,9 @@
 """HIER (arXiv 2405.17132) as it serves: frozen tables, and one inner product for each candidate.
 
 Users and items come as lists of entities, so one that was never seen has a vector as soon as it has
-attributes. The request side holds U, the row side V and the log popularity in the request's domain; a
-domain's head is linear in the parts of their product, so it is folded into U. Letters as in `hier_parts`,
-D domains.
+attributes. The request side holds U and what other domains say of the user, the row side V, what they say of
+the item, and what the request's domain says of both; a domain's head is linear in these and in the parts of
+U . V, so it is folded into U. Letters as in `hier_parts`, D domains.
 Invariant: U and V come from the tables of one pre-training, so vectors of two versions never meet.
 """
 
@@ -15,22 +15,27 @@ import torch
 from torch import Tensor
 
 from service.contract.errors import SchemaError
-from service.contract.layout import IDS, WEIGHTS, Slot, entity_layout
-from service.contract.schema import DOMAIN_ENCODER, Entity, FeatureSchema, LookupPair, MultiFeature
+from service.contract.layout import IDS, VALUES, WEIGHTS, Slot, entity_layout
+from service.contract.schema import DOMAIN_ENCODER, Entity, FeatureSchema, LookupPair
 from training.models.base import Ranker, Sides, at_rows
 from training.models.hier_parts import item_factors, item_vectors, user_factors, user_vectors
 from training.models.inputs import InputLayer
 
 USER_ENTITIES, ITEM_ENTITIES = "user_entities", "item_entities"
-CLICKS_IN, POPULARITY = "clicks_in", "log_popularity"
+CLICKS_IN, ITEM_HERE = "clicks_in", "item_here"
+SEEN_IN, USER_HERE = "seen_in", "user_here"
+ITEM_ELSEWHERE, USER_ELSEWHERE = "item_elsewhere", "user_elsewhere"
 ENTITY_ENCODER = "entity"
 
-HEAD_COLUMNS = ("score", "inner", "path", "popularity", "bias")
+RATES = (ITEM_ELSEWHERE, USER_ELSEWHERE, ITEM_HERE, USER_HERE)
+NEEDED = (USER_ENTITIES, ITEM_ENTITIES, CLICKS_IN, SEEN_IN, USER_ELSEWHERE, ITEM_ELSEWHERE)
+NUM_ROW_RATES = 4
+HEAD_COLUMNS = ("score", "inner", "path", "popularity", "bias", *RATES)
 """Of a domain's head, before the d weights of h_u * x_v."""
 
 
 def zero_shot_head(width: int) -> list[float]:
-    """Head of a domain without clicks: the score as it is. 5 + d weights."""
+    """Head of a domain without clicks: the score as it is. 9 + d weights."""
     return [1.0, *[0.0] * (len(HEAD_COLUMNS) - 1 + width)]
 
 
@@ -62,6 +67,8 @@ class HierInputs(InputLayer):
         every = frozenset(f.name for f in schema.features) | {pair.name for pair in schema.pairs}
         super().__init__(schema, banks={}, bank_of={}, domain_dim=1, exclude=every)
         self.ids, self.weights, self.entities = _slots(schema)
+        self.of_user = entity_layout(schema, Entity.USER).slot(USER_ELSEWHERE, VALUES)
+        self.of_item = entity_layout(schema, Entity.ITEM).slot(ITEM_ELSEWHERE, VALUES)
         self.width, self.normalise = width, normalise
         self.intent_temperature, self.exemplar_temperature = intent_temperature, exemplar_temperature
         num_rows = len(schema.encoders[ENTITY_ENCODER].values) + 2  # type: ignore[union-attr]
@@ -73,8 +80,8 @@ class HierInputs(InputLayer):
         self.register_buffer("exemplars", torch.zeros(num_exemplars, width))
         self.register_buffer("paths", torch.zeros(num_intents, num_exemplars))
         self.register_buffer("mean_user", torch.zeros(width + num_exemplars))
-        self.request_width = width + num_exemplars
-        self.row_width = width + num_exemplars + 1
+        self.request_width = width + num_exemplars + 1
+        self.row_width = width + num_exemplars + NUM_ROW_RATES
 
     @torch.no_grad()
     def fill(self, tables: Mapping[str, Tensor]) -> None:
@@ -90,7 +97,10 @@ class HierInputs(InputLayer):
         context_floats: Tensor,  # noqa: ARG002 - as in the base class
         domain: Tensor | None,  # noqa: ARG002 - as in the base class
     ) -> tuple[Tensor, Tensor]:
-        """U, (R, d + K) float32, and a penalty of 0; the mean of all users where there is no entity."""
+        """U and the user's rate elsewhere, (R, d + K + 1) float32, and a penalty of 0.
+
+        Where there is no entity U is the mean of all users.
+        """
         ids, weights = user_ints[:, self.ids.columns], user_floats[:, self.weights.columns].clamp_min(0.0)
         hops = [self.get_buffer(f"hop_{hop}") for hop in range(self.num_hops)]
         users = user_vectors(hops, ids, weights, normalise=self.normalise)
@@ -98,18 +108,23 @@ class HierInputs(InputLayer):
             users, self.get_buffer("intents"), self.get_buffer("paths"), temperature=self.intent_temperature
         )
         known = (weights * (ids > 1).to(weights.dtype)).sum(dim=1, keepdim=True) > 0
-        return torch.where(known, factors, self.get_buffer("mean_user")), user_floats.new_zeros(())
+        factors = torch.where(known, factors, self.get_buffer("mean_user"))
+        return torch.cat([factors, user_floats[:, self.of_user.columns]], dim=1), user_floats.new_zeros(())
 
     def row_side(
         self,
         item_ints: Tensor,
-        item_floats: Tensor,  # noqa: ARG002 - as in the base class
+        item_floats: Tensor,
         pairs: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """V and the log popularity, (N, d + K + 1) float32, and a penalty of 0."""
+        """V, log popularity, rates of item and user here, and of the item elsewhere: (N, d + K + 4) float32.
+
+        The penalty beside it is 0.
+        """
         items = item_vectors(self.get_buffer("items"), item_ints[:, self.entities.columns])
         factors = item_factors(items, self.get_buffer("exemplars"), temperature=self.exemplar_temperature)
-        return torch.cat([factors, pairs], dim=1), pairs.new_zeros(())
+        elsewhere = item_floats[:, self.of_item.columns]
+        return torch.cat([factors, pairs, elsewhere], dim=1), pairs.new_zeros(())
 
 
 def _slots(schema: FeatureSchema) -> tuple[Slot, Slot, Slot]:
@@ -119,10 +134,10 @@ def _slots(schema: FeatureSchema) -> tuple[Slot, Slot, Slot]:
         SchemaError: The schema is not one for HIER.
     """
     features = {feature.name: feature for feature in schema.features}
-    for name in (USER_ENTITIES, ITEM_ENTITIES, CLICKS_IN):
-        if not isinstance(features.get(name), MultiFeature):
+    for name in NEEDED:
+        if name not in features:
             raise SchemaError(
-                f"a model of type hier needs the multi feature '{name}'; it is made by `ctr-train pretrain`, "
+                f"a model of type hier needs the feature '{name}'; it is made by `ctr-train pretrain`, "
                 f"not by `ctr-train run` on a schema with {sorted(features)}"
             )
     user, item = entity_layout(schema, Entity.USER), entity_layout(schema, Entity.ITEM)
@@ -147,16 +162,29 @@ class HierRanker(Ranker):
     def forward(self, sides: Sides) -> Tensor:
         """Logits (N,) float32."""
         head = self.get_buffer("heads").index_select(0, sides.domain)  # (R, 5 + d)
-        whole, inner, path, popularity, bias = (head[:, i : i + 1] for i in range(len(HEAD_COLUMNS)))
-        users, links = sides.request[:, : self.width], sides.request[:, self.width :]
+        whole, inner, path, popularity, bias, item_elsewhere, user_elsewhere, item_here, user_here = (
+            head[:, i : i + 1] for i in range(len(HEAD_COLUMNS))
+        )
+        users, links = sides.request[:, : self.width], sides.request[:, self.width : -1]
         left = torch.cat(
-            [users * (whole + inner + head[:, len(HEAD_COLUMNS) :]), links * (whole + path), popularity],
+            [
+                users * (whole + inner + head[:, len(HEAD_COLUMNS) :]),
+                links * (whole + path),
+                popularity,
+                item_here,
+                user_here,
+                item_elsewhere,
+            ],
             dim=1,
         )
+        level = bias + user_elsewhere * sides.request[:, -1:]
         products = at_rows(left, sides.request_index) * sides.row
-        return products.sum(dim=1) + at_rows(bias, sides.request_index).squeeze(1)
+        return products.sum(dim=1) + at_rows(level, sides.request_index).squeeze(1)
 
 
-def popularity_pair() -> LookupPair:
-    """The pair that looks up an item's log popularity in the request's domain."""
-    return LookupPair(name=POPULARITY, holder=CLICKS_IN, key=DOMAIN_ENCODER)
+def domain_pairs() -> tuple[LookupPair, LookupPair]:
+    """What the request's domain says: of the item, its log popularity and rate, and of the user, the rate."""
+    return (
+        LookupPair(name=ITEM_HERE, holder=CLICKS_IN, key=DOMAIN_ENCODER),
+        LookupPair(name=USER_HERE, holder=SEEN_IN, key=DOMAIN_ENCODER),
+    )

@@ -1,5 +1,6 @@
 """HIER from a raw log to `/score`: pre-training, a new domain onto a running service, refits, blending."""
 
+import asyncio
 import json
 import math
 import shutil
@@ -12,13 +13,16 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from export.package import BuildOptions, build_bundle
 from export.run_folder import RunFolder
+from service.cli import app as serve_cli
 from service.contract.store import ModelStore
 from tests.support.asgi import ask, with_app
 from tests.support.hier import CONFIG, write_items, write_labels, write_raw
 from tests.support.process import running
+from tests.support.redis_server import redis_server
 from training.cli import app
 from training.data.prepare import prepare
 from training.data.prepared import PreparedDataset
@@ -30,7 +34,8 @@ from training.hier.representation import Representation
 from training.hier.run import run_pretraining
 from training.hier.serving import serving_schema, stored_factors
 
-ITEMS = [{"id": f"n{v}"} for v in range(8)]
+# Seven of the domain's own, and one that the sources show too.
+ITEMS = [*({"id": f"n{v}"} for v in range(7)), {"id": "i3"}]
 POLL_S = 0.1
 
 
@@ -73,14 +78,35 @@ def sigmoid(x):
 
 
 def expected_scores(run, domain, user_id):
-    """Probabilities of the domain's first items, by U . V of the stored vectors and the domain's line."""
+    """Probabilities of the domain's first items, by U . V, the rates and the domain's head and line."""
     config, representation = open_run(run)
     schema = serving_schema(representation, (), max_entities=config.graph.max_entities)
-    sets = Ragged.of([domain.items[item["id"]] for item in ITEMS])
+    place, width = representation.item_ids.index("i3"), config.model.width
+    shared = representation.item_sets.take(np.array([place]))[0][0].tolist()
+    sets = Ragged.of([domain.items.get(item["id"], shared) for item in ITEMS])
     factors = stored_factors(representation, config.model, schema, sets)
-    known = user_id in representation.user_ids
-    left = factors.users[representation.user_ids.index(user_id)] if known else factors.mean_user
-    return [sigmoid(domain.scale * float(left @ right) + domain.bias) for right in factors.items]
+    user = representation.user_ids.index(user_id) if user_id in representation.user_ids else None
+    left = factors.mean_user if user is None else factors.users[user]
+    elsewhere = {"i3": float(representation.item_rates[place])}
+    assert elsewhere["i3"] != 0
+    found = []
+    for item, right in zip(ITEMS, factors.items, strict=True):
+        inner, path = float(left[:width] @ right[:width]), float(left[width:] @ right[width:])
+        inputs = [
+            inner + path,
+            inner,
+            path,
+            math.log1p(domain.item_clicks.get(item["id"], 0)),
+            1.0,
+            elsewhere.get(item["id"], 0.0),
+            0.0 if user is None else float(representation.user_rates[user]),
+            domain.item_rates.get(item["id"], 0.0),
+            domain.user_rates.get(user_id, 0.0),
+            *(left[:width] * right[:width]).tolist(),
+        ]
+        logit = sum(weight * value for weight, value in zip(domain.head, inputs, strict=True))
+        found.append(sigmoid(domain.scale * logit + domain.bias))
+    return found
 
 
 def body(user_id, items=ITEMS, domain="fresh", **user):
@@ -92,12 +118,13 @@ def score(client, user_id, items=ITEMS, domain="fresh"):
 
 
 def entities_of(run, user_id):
-    """A stored user's entities and weights as a request would tell them."""
+    """A stored user's entities, weights and rate as a request would tell them."""
     found = Representation.load(run)
     row = found.user_ids.index(user_id)
     ids, weights = found.user_entities[row], found.user_weights[row]
     names = [found.vocabulary.names[i - 2] for i in ids[ids > 1].tolist()]
-    return {"user_entities": {"ids": names, "weights": weights[ids > 1].tolist()}}
+    told = {"ids": names, "weights": weights[ids > 1].tolist()}
+    return {"user_entities": told, "user_elsewhere": float(found.user_rates[row])}
 
 
 class Journey(NamedTuple):
@@ -152,6 +179,39 @@ def test_a_domain_onboarded_while_the_service_runs_is_scored_without_a_restart(j
     assert scores["unregistered"] == pytest.approx(scores["known"][:1], abs=1e-6)
 
 
+def test_a_domain_onboarded_with_features_in_redis_is_scored_once_they_are_loaded(journey, tmp_path):
+    """The new bundle goes to an alias of its own, its snapshot to Redis, and then the alias moves."""
+    store = ModelStore(journey.store)
+    store.set_alias("live", store.aliases()["sources"])
+
+    with redis_server(tmp_path) as server:
+
+        def load(alias):
+            options = ["--store", str(journey.store), "--alias", alias, "--redis-url", server.url]
+            told = CliRunner().invoke(serve_cli, ["features", "load", *options])
+            assert told.exit_code == 0, told.output
+
+        async def move_on(application):
+            before = [(await ask(application, body("u1", domain=name)))[0] for name in ("d0", "fresh")]
+            # The command runs a loop of its own.
+            await asyncio.to_thread(load, "hier")
+            store.set_alias("live", store.aliases()["hier"])
+            done = await application.serving.reload()
+            replies = [await ask(application, body(user)) for user in ("u1", "nobody")]
+            return before, done.result, replies
+
+        settings = {"feature_source": "redis", "redis_url": server.url, "feature_timeout_ms": 2000}
+        load("sources")
+        told = with_app(journey.store, move_on, alias="live", alias_poll_s=0, **settings)
+    before, result, replies = told
+    assert before == [200, 404]
+    assert result == "loaded"
+    for (status, _, reply), name in zip(replies, ("known", "cold"), strict=True):
+        assert status == 200, reply
+        assert reply["degraded"] == []
+        assert reply["scores"] == pytest.approx(journey.replies[name].json()["scores"], abs=1e-6)
+
+
 def test_the_mean_score_of_a_fresh_domain_is_the_prior(run, items):
     domain = onboard(run, "fresh", items, prior_rate=0.04)
     assert domain.mean_score == pytest.approx(0.04, abs=1e-6)
@@ -183,6 +243,8 @@ def test_clicks_refit_the_line_and_the_head_and_blend_the_domain_in(journey, tmp
 
     by_prior, _ = with_app(store, ask_once, alias="hier")
     by_clicks, _ = with_app(store, ask_once, alias="stable")
+    np.testing.assert_allclose(by_clicks, expected_scores(run, later, "u1"), atol=1e-5)
+    assert min(len(later.item_clicks), len(later.item_rates), len(later.user_rates)) >= 20
     blended, _ = with_app(store, ask_once, alias="stable", routing_file=routing)
     weight = 2000 / (2000 + 400)
     logit = weight * np.log(by_prior / (1 - by_prior)) + (1 - weight) * np.log(by_clicks / (1 - by_clicks))

@@ -6,8 +6,8 @@ import pytest
 from training.hier.domain_line import DomainLine, line_from_prior, refitted_line
 from training.hier.errors import OnboardError
 from training.hier.factors import Factors
-from training.hier.head import fit_head, head_inputs, popularity_before
-from training.models.hier import zero_shot_head
+from training.hier.head import fit_head, head_inputs
+from training.models.hier import HEAD_COLUMNS, zero_shot_head
 
 
 def sigmoid(x):
@@ -27,7 +27,7 @@ def pairs(rng, size=4000):
 
 def test_without_rows_the_head_gives_the_zero_shot_score(factors):
     users, items = pairs(np.random.default_rng(0), 50)
-    inputs = head_inputs(factors, users, items, np.zeros(50))
+    inputs = head_inputs(factors, users, items, np.zeros((50, 5)))
     head = fit_head(inputs[:0], np.zeros(0, np.float32), scale=2.0, bias=-1.0)
     assert head.tolist() == zero_shot_head(4)
     np.testing.assert_allclose(inputs @ head, factors.score(users, items), rtol=1e-5, atol=1e-6)
@@ -36,11 +36,11 @@ def test_without_rows_the_head_gives_the_zero_shot_score(factors):
 def test_the_head_minimises_its_penalised_loss(factors):
     rng = np.random.default_rng(1)
     users, items = pairs(rng, 300)
-    inputs = head_inputs(factors, users, items, rng.random(300))
+    inputs = head_inputs(factors, users, items, rng.random((300, 5)))
     labels = (rng.random(300) < 0.3).astype(np.float32)
     head = fit_head(inputs, labels, scale=0.7, bias=-0.5, strength=5.0)
     pull = 5.0 * (inputs**2).mean(axis=0)
-    pull[:5] *= 0.1
+    pull[: len(HEAD_COLUMNS)] *= 0.1
     slope = 0.7 * inputs.T @ (sigmoid(0.7 * inputs @ head - 0.5) - labels)
     slope += pull * (head - np.asarray(zero_shot_head(4)))
     np.testing.assert_allclose(slope, 0, atol=1e-3)
@@ -49,8 +49,8 @@ def test_the_head_minimises_its_penalised_loss(factors):
 def test_more_rows_move_the_head_further(factors):
     rng = np.random.default_rng(3)
     users, items = pairs(rng)
-    inputs = head_inputs(factors, users, items, np.zeros(len(users)))
-    truth = np.asarray([0.0, 0.0, 0.0, 0.0, 0.0, 3.0, -3.0, 3.0, -3.0])
+    inputs = head_inputs(factors, users, items, np.zeros((len(users), 5)))
+    truth = np.asarray([*[0.0] * len(HEAD_COLUMNS), 3.0, -3.0, 3.0, -3.0])
     labels = (rng.random(len(users)) < sigmoid(inputs @ truth)).astype(np.float32)
     losses = []
     for n in (0, 50, 4000):
@@ -59,11 +59,15 @@ def test_more_rows_move_the_head_further(factors):
     assert losses[0] > losses[1] > losses[2]
 
 
-def test_popularity_is_that_of_the_rows_before():
-    items = np.array([5, 3, 5, 5, 3, 5])
-    labels = np.array([1, 0, 1, 0, 1, 1], np.float32)
-    np.testing.assert_allclose(popularity_before(items, labels), np.log1p([0, 0, 1, 2, 0, 2]))
-    assert popularity_before(items[:0], labels[:0]).tolist() == []
+def test_a_head_is_pulled_to_where_it_starts(factors):
+    rng = np.random.default_rng(5)
+    users, items = pairs(rng, 60)
+    inputs = head_inputs(factors, users, items, rng.random((60, 5)))
+    labels = (rng.random(60) < 0.5).astype(np.float32)
+    start = rng.random(inputs.shape[1])
+    assert fit_head(inputs[:0], labels[:0], scale=1.0, bias=0.0, start=start).tolist() == start.tolist()
+    strong = fit_head(inputs, labels, scale=1.0, bias=0.0, strength=1e9, start=start)
+    np.testing.assert_allclose(strong, start, atol=1e-5)
 
 
 def test_a_prior_line_meets_the_click_rate():

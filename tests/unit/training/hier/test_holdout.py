@@ -10,7 +10,7 @@ from training.hier.clicks import listed_items
 from training.hier.config import load_pretrain_config
 from training.hier.errors import GraphError
 from training.hier.holdout import METHODS, SHOTS, measure_target, report
-from training.hier.run import SourceData
+from training.hier.source import SourceData
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,10 @@ def test_figures_of_a_held_out_domain(prepared, config):
     for method in METHODS:
         assert [len(figures.shots[method][n]) for n in SHOTS] == [2] * len(SHOTS)
     # Without rows the head is the zero-shot score, in every draw.
-    assert set(figures.shots["hier"][0]) == {figures.zero_shot}
+    for name in ("hier", "score_alone"):
+        assert set(figures.shots[name][0]) == {figures.zero_shot[name]}
+    # Rates of users tell users apart, not the items that one user is asked about.
+    assert figures.zero_shot["with_items"].ndcg == figures.zero_shot["hier"].ndcg
     assert "d2: " in report([figures])
     with pytest.raises(ValueError, match="needs a source with a domain held out"):
         measure_target(prepared, SourceData(prepared, load_pretrain_config(config), None), draws=1)
