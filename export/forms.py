@@ -26,6 +26,9 @@ from export.rows import GraphArrays
 from export.run_folder import Part, RunFolder
 from export.timing import rows_per_second
 from service.scoring.predictor import Predictor
+from training.models.aread import Aread
+from training.models.base import CtrModel
+from training.models.cesaa import Cesaa
 from training.models.specialise import specialise
 
 FormChoice = Literal["auto", "whole", "cluster", "domain"]
@@ -88,9 +91,18 @@ def by_cluster(run: RunFolder) -> RunFolder:
     if all(specialise(part.model, part.domains) is None for part in parts):
         raise RunError(
             f"form cluster: a model of type {run.metrics.get('model')} has nothing to drop for the domains "
-            "of one cluster"
+            f"of one cluster: {_why_nothing(whole.model)}"
         )
     return replace(run, parts=tuple(parts))
+
+
+def _why_nothing(model: CtrModel) -> str:
+    """Why a graph of several domains would hold all that the graph of all domains does."""
+    if isinstance(model.ranker, Aread):
+        return "for each cluster the masks of its domains together use every expert"
+    if isinstance(model.ranker, Cesaa):
+        return "experts that a domain may not choose are left out of graphs of one domain only"
+    return "it has no masks, and gates that are a softmax give no expert a weight of zero"
 
 
 def _measured(

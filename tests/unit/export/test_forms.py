@@ -5,14 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
+import export.forms
 from export.errors import RunError
 from export.forms import FormChoice, choose_form
-from export.run_folder import RunFolder
+from export.run_folder import Part, RunFolder
 from export.timing import rows_per_second
 from service.contract.manifest import Cluster, Clustering
+from tests.support.models import trained_model
 from tests.support.schemas import full_schema
+from training.engine.calibrate import GLOBAL_ONLY, Calibrator
+from training.models.aread import Aread
+from training.models.mask import random_mask
 
 SCHEMA = full_schema()
 SPLIT = Clustering(
@@ -22,6 +28,19 @@ SPLIT = Clustering(
     assignment="0" * 64,
     clusters=(Cluster(domains=SCHEMA.domains, sources=SCHEMA.domains),),
     default_cluster=0,
+)
+
+
+TOGETHER = Clustering(
+    version="end_to_end",
+    method="cdc",
+    num_updates=1,
+    assignment="0" * 64,
+    clusters=(
+        Cluster(domains=("home", "cart"), sources=("home",)),
+        Cluster(domains=("search",), sources=("search",)),
+    ),
+    default_cluster=1,
 )
 
 
@@ -66,3 +85,91 @@ def test_rates_are_rows_by_the_median_turn():
     )
 
     assert 2 < rates["once"] / rates["eight times"] < 32
+
+
+def clustered(name: str, *, densities: tuple[float, ...] = (0.1, 0.1, 0.1)) -> RunFolder:
+    """A run with one model and two clusters: home and cart; search and the unknown domain."""
+    model = trained_model(name, SCHEMA)
+    if isinstance(model.ranker, Aread):
+        rng = np.random.default_rng(4)
+        masks = {d: random_mask(model.ranker.shape, share, rng) for d, share in enumerate(densities)}
+        model.ranker.set_masks(masks)
+    size = SCHEMA.num_domains + 1
+    lines = Calibrator(SCHEMA.domains, scale=np.ones(size), bias=np.zeros(size), strength=GLOBAL_ONLY)
+    whole = Part("whole", "whole", model, lines, tuple(range(size)))
+    made = run(TOGETHER)
+    return RunFolder(
+        path=made.path,
+        parts=(whole,),
+        schema=SCHEMA,
+        prepared=made.prepared,
+        metrics={"model": name},
+        config_text="",
+        clustering=TOGETHER,
+    )
+
+
+def choose(monkeypatch: pytest.MonkeyPatch, folder: Path, made: RunFolder, gains: dict[str, float], named=()):
+    """Keys and forms that `auto` takes where graphs gain what is said, and the evidence."""
+
+    def compare(_, general: Part, special: Part) -> dict[str, Any]:
+        return {"gain": gains[special.key], "rows_per_s": 100, "against": general.key}
+
+    monkeypatch.setattr(export.forms._Trial, "compare", compare)
+    chosen, evidence = choose_form(made, "auto", list(named), folder, lambda _: None)
+    return {part.key: (part.form, part.domains) for part in chosen.parts}, evidence
+
+
+def test_auto_takes_graphs_of_clusters_where_every_one_is_worth_it(monkeypatch, tmp_path):
+    """And says how many were, with the figures of each."""
+    parts, evidence = choose(monkeypatch, tmp_path, clustered("aread"), {"cluster-0": 1.5, "cluster-1": 1.1})
+    assert parts == {"cluster-0": ("cluster", (0, 2)), "cluster-1": ("cluster", (1, 3))}
+    assert evidence["cluster-0"] == {
+        "gain": 1.5,
+        "rows_per_s": 100,
+        "against": "whole",
+        "reason": "2 of 2 cluster graphs are at least 1.1 times as fast as the whole",
+    }
+
+
+def test_auto_keeps_the_whole_where_one_cluster_is_not_worth_it(monkeypatch, tmp_path):
+    """What was measured and not taken stands beside the reason."""
+    gains = {"cluster-0": 1.5, "cluster-1": 1.09}
+    parts, evidence = choose(monkeypatch, tmp_path, clustered("aread"), gains)
+    assert parts == {"whole": ("whole", (0, 1, 2, 3))}
+    assert set(evidence["whole"]["not_taken"]) == {"cluster-0", "cluster-1"}
+    assert evidence["whole"]["reason"].startswith("1 of 2 cluster graphs")
+
+
+def test_auto_gives_hot_domains_graphs_of_their_own_where_these_gain(monkeypatch, tmp_path):
+    """A domain is measured against the graph that would serve it instead."""
+    gains = {"cluster-0": 1.5, "cluster-1": 1.5, "domain-0": 1.2, "domain-1": 1.0}
+    parts, evidence = choose(monkeypatch, tmp_path, clustered("aread"), gains, ("home", "search"))
+    assert parts == {
+        "cluster-0": ("cluster", (2,)),
+        "cluster-1": ("cluster", (1, 3)),
+        "domain-0": ("domain", (0,)),
+    }
+    assert (evidence["domain-0"]["gain"], evidence["domain-0"]["against"]) == (1.2, "cluster-0")
+    assert set(evidence["cluster-1"]["not_taken"]) == {"domain-1"}
+
+
+@pytest.mark.parametrize(
+    ("name", "densities", "why"),
+    [
+        ("aread", (1.0, 1.0, 1.0), "for each cluster the masks of its domains together use every expert"),
+        ("cesaa", (), "experts that a domain may not choose are left out of graphs of one domain only"),
+        ("mmoe", (), "it has no masks, and gates that are a softmax give no expert a weight of zero"),
+    ],
+)
+def test_a_model_with_nothing_to_drop_for_a_cluster_says_why(name, densities, why, monkeypatch, tmp_path):
+    """Refused where it was asked for; kept as the reason of the whole graph where it was not."""
+    made = clustered(name, densities=densities)
+    message = (
+        f"form cluster: a model of type {name} has nothing to drop for the domains of one cluster: {why}"
+    )
+    with pytest.raises(RunError, match=message):
+        choose_form(made, "cluster", [], tmp_path, lambda _: None)
+    parts, evidence = choose(monkeypatch, tmp_path, made, {})
+    assert list(parts) == ["whole"]
+    assert evidence["whole"]["reason"] == message
