@@ -21,6 +21,7 @@ from pydantic import JsonValue
 from export.clusters import SPLIT, served_domains
 from export.errors import RunError
 from export.memory import resident_mib
+from export.one_tower import with_one_tower
 from export.onnx_export import export_graph
 from export.rows import GraphArrays
 from export.run_folder import Part, RunFolder
@@ -30,6 +31,7 @@ from training.models.aread import Aread
 from training.models.base import CtrModel
 from training.models.cesaa import Cesaa
 from training.models.specialise import specialise
+from training.models.towers import TowerRanker
 
 FormChoice = Literal["auto", "whole", "cluster", "domain"]
 Progress = Callable[[str], None]
@@ -87,13 +89,20 @@ def by_cluster(run: RunFolder) -> RunFolder:
     for k in range(len(run.clustering.clusters)):
         served = served_domains(run.clustering, run.schema, k)
         if served:
-            parts.append(replace(whole, key=f"cluster-{k}", form="cluster", domains=served))
-    if all(specialise(part.model, part.domains) is None for part in parts):
+            parts.append(_of_cluster(whole, k, served))
+    if all(part.model is whole.model and specialise(part.model, part.domains) is None for part in parts):
         raise RunError(
             f"form cluster: a model of type {run.metrics.get('model')} has nothing to drop for the domains "
             f"of one cluster: {_why_nothing(whole.model)}"
         )
     return replace(run, parts=tuple(parts))
+
+
+def _of_cluster(whole: Part, k: int, served: tuple[int, ...]) -> Part:
+    """The part of one cluster: the whole model, or what is left of it where its towers go by the clusters."""
+    part = replace(whole, key=f"cluster-{k}", form="cluster", domains=served)
+    own = with_one_tower(whole.model, served)
+    return part if own is None else replace(part, model=own, reference=whole.reference or whole.model)
 
 
 def _why_nothing(model: CtrModel) -> str:
@@ -102,7 +111,9 @@ def _why_nothing(model: CtrModel) -> str:
         return "for each cluster the masks of its domains together use every expert"
     if isinstance(model.ranker, Cesaa):
         return "experts that a domain may not choose are left out of graphs of one domain only"
-    return "it has no masks, and gates that are a softmax give no expert a weight of zero"
+    if isinstance(model.ranker, TowerRanker) and model.ranker.num_towers > 1:
+        return "only MMoE and PLE of one level are cut to the tower of a cluster"
+    return "it has one tower and no masks, and a gate that is a softmax gives no expert a weight of zero"
 
 
 def _measured(

@@ -23,6 +23,7 @@ from pydantic import JsonValue
 from export.clusters import SPLIT, read_clustering, require_described, require_towers, served_domains
 from export.errors import RunError
 from export.graph import CalibratorTable, ScoringGraph
+from export.one_tower import towers_held
 from export.onnx_export import Form
 from export.rows import RowSampler, Snapshot
 from service.contract.encode import EncodedBlock
@@ -72,10 +73,10 @@ class Part:
         return ScoringGraph(self.reference or self.model, schema, self._calibrators())
 
     def experts_held(self, *, specialised: bool) -> dict[str, JsonValue]:
-        """Experts in the graph and in the model, by level; nothing where the model has no masks."""
+        """Experts in the graph and in the model, by level; without masks towers, where some are left out."""
         kept = self.model.ranker.experts_kept()
         if kept is None:
-            return {}
+            return towers_held(self.model, self.reference)
         every = Counter(name.partition(".")[0] for name in kept[-1])  # unknown domains use every expert
         names = {name for d in self.domains for name in kept[d]} if specialised else set(kept[-1])
         held = Counter(name.partition(".")[0] for name in names)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import pytest
 
 import export.forms
@@ -14,11 +13,8 @@ from export.forms import FormChoice, choose_form
 from export.run_folder import Part, RunFolder
 from export.timing import rows_per_second
 from service.contract.manifest import Cluster, Clustering
-from tests.support.models import trained_model
+from tests.support.clustered_run import clustered
 from tests.support.schemas import full_schema
-from training.engine.calibrate import GLOBAL_ONLY, Calibrator
-from training.models.aread import Aread
-from training.models.mask import random_mask
 
 SCHEMA = full_schema()
 SPLIT = Clustering(
@@ -28,19 +24,6 @@ SPLIT = Clustering(
     assignment="0" * 64,
     clusters=(Cluster(domains=SCHEMA.domains, sources=SCHEMA.domains),),
     default_cluster=0,
-)
-
-
-TOGETHER = Clustering(
-    version="end_to_end",
-    method="cdc",
-    num_updates=1,
-    assignment="0" * 64,
-    clusters=(
-        Cluster(domains=("home", "cart"), sources=("home",)),
-        Cluster(domains=("search",), sources=("search",)),
-    ),
-    default_cluster=1,
 )
 
 
@@ -85,28 +68,6 @@ def test_rates_are_rows_by_the_median_turn():
     )
 
     assert 2 < rates["once"] / rates["eight times"] < 32
-
-
-def clustered(name: str, *, densities: tuple[float, ...] = (0.1, 0.1, 0.1)) -> RunFolder:
-    """A run with one model and two clusters: home and cart; search and the unknown domain."""
-    model = trained_model(name, SCHEMA)
-    if isinstance(model.ranker, Aread):
-        rng = np.random.default_rng(4)
-        masks = {d: random_mask(model.ranker.shape, share, rng) for d, share in enumerate(densities)}
-        model.ranker.set_masks(masks)
-    size = SCHEMA.num_domains + 1
-    lines = Calibrator(SCHEMA.domains, scale=np.ones(size), bias=np.zeros(size), strength=GLOBAL_ONLY)
-    whole = Part("whole", "whole", model, lines, tuple(range(size)))
-    made = run(TOGETHER)
-    return RunFolder(
-        path=made.path,
-        parts=(whole,),
-        schema=SCHEMA,
-        prepared=made.prepared,
-        metrics={"model": name},
-        config_text="",
-        clustering=TOGETHER,
-    )
 
 
 def choose(monkeypatch: pytest.MonkeyPatch, folder: Path, made: RunFolder, gains: dict[str, float], named=()):
@@ -159,7 +120,12 @@ def test_auto_gives_hot_domains_graphs_of_their_own_where_these_gain(monkeypatch
     [
         ("aread", (1.0, 1.0, 1.0), "for each cluster the masks of its domains together use every expert"),
         ("cesaa", (), "experts that a domain may not choose are left out of graphs of one domain only"),
-        ("mmoe", (), "it has no masks, and gates that are a softmax give no expert a weight of zero"),
+        (
+            "mmoe",
+            (),
+            "it has one tower and no masks, and a gate that is a softmax gives no expert a weight of zero",
+        ),
+        ("ple_clusters", (), "only MMoE and PLE of one level are cut to the tower of a cluster"),
     ],
 )
 def test_a_model_with_nothing_to_drop_for_a_cluster_says_why(name, densities, why, monkeypatch, tmp_path):
