@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from tests.support.asgi import ask, with_app
 from tests.support.hier import CONFIG, write_items, write_labels, write_raw
 from tests.support.process import running
 from tests.support.redis_server import redis_server
+from tests.support.tokens import BEARER, write_tokens
 from training.cli import app
 from training.data.prepare import prepare
 from training.data.prepared import PreparedDataset
@@ -191,24 +193,32 @@ def test_a_domain_onboarded_with_features_in_redis_is_scored_once_they_are_loade
             told = CliRunner().invoke(serve_cli, ["features", "load", *options])
             assert told.exit_code == 0, told.output
 
+        async def explained(application, user, domain):
+            return await ask(application, body(user, domain=domain) | {"explain": True}, headers=[BEARER])
+
         async def move_on(application):
-            before = [(await ask(application, body("u1", domain=name)))[0] for name in ("d0", "fresh")]
+            before = [(await explained(application, "u1", domain))[0] for domain in ("d0", "fresh")]
             # The command runs a loop of its own.
             await asyncio.to_thread(load, "hier")
             store.set_alias("live", store.aliases()["hier"])
             done = await application.serving.reload()
-            replies = [await ask(application, body(user)) for user in ("u1", "nobody")]
+            replies = [await explained(application, user, "fresh") for user in ("u1", "nobody")]
             return before, done.result, replies
 
         settings = {"feature_source": "redis", "redis_url": server.url, "feature_timeout_ms": 2000}
+        settings |= {"tokens_file": write_tokens(tmp_path)}
         load("sources")
         told = with_app(journey.store, move_on, alias="live", alias_poll_s=0, **settings)
     before, result, replies = told
     assert before == [200, 404]
     assert result == "loaded"
-    for (status, _, reply), name in zip(replies, ("known", "cold"), strict=True):
+    # Who nobody knows is scored as the mean user, and the reply says so to who may ask.
+    for (status, _, reply), name, stored in zip(
+        replies, ("known", "cold"), ("fresh", "missing"), strict=True
+    ):
         assert status == 200, reply
         assert reply["degraded"] == []
+        assert reply["explain"]["user"]["status"] == stored
         assert reply["scores"] == pytest.approx(journey.replies[name].json()["scores"], abs=1e-6)
 
 
@@ -294,22 +304,22 @@ def test_files_that_cannot_be_used_are_refused(run, items, tmp_path):
         onboard(run, "fresh", items, labels=written("user_id,item_id,label\nu1,n99,1\n"))
 
 
-def test_a_build_that_fails_is_told_and_moves_no_alias(run, items, tmp_path):
-    store = tmp_path / "models"
-    store.write_text("no folder")
-    command = [
-        "onboard",
-        "--run",
-        str(run),
-        "--domain",
-        "fresh",
-        "--items",
-        str(items),
-        "--store",
-        str(store),
+def test_a_build_that_fails_is_told_and_moves_no_alias(run, items, tmp_path, monkeypatch):
+    store, python = tmp_path / "models", tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\necho "$*" > {tmp_path}/asked\necho trace >&2\necho "no room" >&2\nexit 1\n'
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    command = ["onboard", "--run", str(run), "--domain", "fresh", "--items", str(items)]
+    with pytest.raises(OnboardError, match=r"ctr-export build of .* failed: no room$"):
+        app([*command, "--store", str(store), "--alias", "next"], standalone_mode=False)
+    asked = (tmp_path / "asked").read_text().split()
+    assert asked == [
+        *("-m", "export.cli", "build", str(run), "--store", str(store)),
+        *("--alias", "next", "--name", "hier"),
     ]
-    with pytest.raises(OnboardError, match=r"ctr-export build of .* failed: .*"):
-        app(command, standalone_mode=False)
+    assert ModelStore(store).aliases() == {}
 
 
 def test_sources_without_impressions_need_a_click_rate(run, items):
