@@ -15,12 +15,10 @@ from typing import Annotated
 
 import typer
 
-from training.data.prepare import prepare
-from training.data.prepared import MANIFEST_FILE, PreparedDataset
-from training.data.source import open_data
+from training.data.prepared import PreparedDataset
 from training.hier.config import PretrainConfig, load_pretrain_config
 from training.hier.pretrain import silent
-from training.hier.source import SourceData, train_network
+from training.hier.source import SourceData, open_prepared, train_network
 
 PENALTIES = (0.0, 1e-4, 1e-3, 1e-2)
 TOLERANCE = 0.002
@@ -66,10 +64,7 @@ def main(
 ) -> None:
     """Scan penalties of open gates by decades and print which one to take."""
     settings = load_pretrain_config(config, override or ())
-    folder = out / "prepared"
-    if not (folder / MANIFEST_FILE).is_file():
-        prepare(open_data(data, settings.data.recipe), folder)
-    trials = scan(PreparedDataset.open(folder), settings, data)
+    trials = scan(open_prepared(out / "prepared", settings, data), settings, data)
     typer.echo("open_gates  NDCG@10  step  gates open")
     for trial in trials:
         typer.echo(f"{trial.penalty:10g}  {trial.ndcg:7.4f}  {trial.step:4d}  {trial.open_share:10.1%}")

@@ -21,9 +21,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix  # type: ignore[import-untyped,unused-ignore]
 from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped,unused-ignore]
 
-from training.data.prepare import prepare
-from training.data.prepared import MANIFEST_FILE, PreparedDataset
-from training.data.source import open_data
+from training.data.prepared import PreparedDataset
 from training.engine.files import write_text
 from training.hier.bags import UserBags
 from training.hier.clicks import Impressions
@@ -42,7 +40,7 @@ from training.hier.rehearsal import (
     rehearse,
 )
 from training.hier.sampling import items_of_domains
-from training.hier.source import SourceData, train_network
+from training.hier.source import SourceData, open_prepared, train_network
 from training.hier.start import Start
 from training.metrics import auc
 from training.models.hier import HEAD_COLUMNS
@@ -268,10 +266,7 @@ def main(
 ) -> None:
     """Hold out each of the largest domains in turn and print how it is ranked without and with its clicks."""
     settings = load_pretrain_config(config, override or ())
-    folder = out / "prepared"
-    if not (folder / MANIFEST_FILE).is_file():
-        prepare(open_data(data, settings.data.recipe), folder)
-    prepared = PreparedDataset.open(folder)
+    prepared = open_prepared(out / "prepared", settings, data)
     rows = prepared.domain_rows["train"]
     figures = []
     for name in sorted(rows, key=lambda own: -rows[own])[:targets]:

@@ -87,40 +87,36 @@ def serving_schema(
                 max_len=max_entities,
                 description="what the item is, `kind:value` each",
             ),
-            MultiFeature(
-                name=CLICKS_IN,
-                entity=Entity.ITEM,
-                encoder=DOMAIN_ENCODER,
-                max_len=MAX_DOMAINS,
-                num_weights=2,
-                source="statistic",
-                description="log(1 + clicks) and the log odds ratio in each onboarded domain",
-            ),
-            MultiFeature(
-                name=SEEN_IN,
-                entity=Entity.USER,
-                encoder=DOMAIN_ENCODER,
-                max_len=MAX_DOMAINS,
-                num_weights=1,
-                source="statistic",
-                description="log odds ratio in each onboarded domain",
-            ),
-            NumericFeature(
-                name=ITEM_ELSEWHERE,
-                entity=Entity.ITEM,
-                encoder=PLAIN_ENCODER,
-                source="statistic",
-                description="log odds ratio over the source domains",
-            ),
-            NumericFeature(
-                name=USER_ELSEWHERE,
-                entity=Entity.USER,
-                encoder=PLAIN_ENCODER,
-                source="statistic",
-                description="log odds ratio over the source domains",
-            ),
+            _by_domain(CLICKS_IN, Entity.ITEM, "log(1 + clicks)", "log odds ratio"),
+            _by_domain(SEEN_IN, Entity.USER, "log odds ratio"),
+            _over_sources(ITEM_ELSEWHERE, Entity.ITEM),
+            _over_sources(USER_ELSEWHERE, Entity.USER),
         ),
         pairs=domain_pairs(),
+    )
+
+
+def _by_domain(name: str, entity: Entity, *held: str) -> MultiFeature:
+    """What is held of an entity for each onboarded domain that knows it."""
+    return MultiFeature(
+        name=name,
+        entity=entity,
+        encoder=DOMAIN_ENCODER,
+        max_len=MAX_DOMAINS,
+        num_weights=len(held),
+        source="statistic",
+        description=f"{' and '.join(held)} in each onboarded domain",
+    )
+
+
+def _over_sources(name: str, entity: Entity) -> NumericFeature:
+    """The rate of an entity in the source domains."""
+    return NumericFeature(
+        name=name,
+        entity=entity,
+        encoder=PLAIN_ENCODER,
+        source="statistic",
+        description="log odds ratio over the source domains",
     )
 
 

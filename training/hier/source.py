@@ -12,7 +12,9 @@ import numpy as np
 import torch
 
 from service.contract.schema import Entity
-from training.data.prepared import PreparedDataset
+from training.data.prepare import prepare
+from training.data.prepared import MANIFEST_FILE, PreparedDataset
+from training.data.source import open_data
 from training.hier.bags import UserBags
 from training.hier.clicks import Impressions, listed_items
 from training.hier.config import PretrainConfig
@@ -93,6 +95,13 @@ def _held_out(prepared: PreparedDataset, name: str | None) -> int | None:
     if name not in prepared.schema.domains:
         raise GraphError(f"hold_out is '{name}'; the data have {', '.join(prepared.schema.domains)}")
     return prepared.schema.domain_index(name)
+
+
+def open_prepared(folder: Path, config: PretrainConfig, data: Path) -> PreparedDataset:
+    """The prepared data of a folder, made from raw data where there are none yet."""
+    if not (folder / MANIFEST_FILE).is_file():
+        prepare(open_data(data, config.data.recipe), folder)
+    return PreparedDataset.open(folder)
 
 
 def train_network(source: SourceData, told: Told) -> tuple[HierNet, Pretrained]:
