@@ -29,6 +29,7 @@ from training.cli import app
 from training.data.prepare import prepare
 from training.data.prepared import PreparedDataset
 from training.hier.config import load_pretrain_config
+from training.hier.domains import OnboardedDomain
 from training.hier.errors import GraphError, OnboardError
 from training.hier.onboard import onboard, open_run
 from training.hier.ragged import Ragged
@@ -130,11 +131,16 @@ def entities_of(run, user_id):
 
 
 class Journey(NamedTuple):
-    """A domain onboarded by the command while a service ran: what was asked before and after."""
+    """A domain onboarded by the command while a service ran: what was asked before and after.
+
+    The service first runs `stable`, which has the domain `warm` after 400 labels; `hier`, which the command
+    publishes, has it by its prior again, beside the new domain.
+    """
 
     run: Path
     store: Path
     items: Path
+    warm: tuple[OnboardedDomain, OnboardedDomain]
     before: list[int]
     replies: dict[str, httpx.Response]
     restarted: bool
@@ -145,7 +151,11 @@ def journey(pretrained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("journey")
     run = shutil.copytree(pretrained, folder / "run", ignore=shutil.ignore_patterns("source"))
     items, store = write_items(folder / "items.parquet", known=20, strange=5), folder / "models"
-    ModelStore(store).set_alias("hier", publish(run, store, "sources").bundle_id)
+    labels = write_labels(folder / "labels.csv", rows=400, items=20)
+    prior = onboard(run, "warm", items, prior_rate=0.04)
+    later = onboard(run, "warm", items, prior_rate=0.04, labels=labels)
+    ModelStore(store).set_alias("hier", publish(run, store, "stable").bundle_id)
+    onboard(run, "warm", items, prior_rate=0.04)
     with (
         running(store, folder, "--alias", "hier", CTR_ALIAS_POLL_S=str(POLL_S)) as service,
         httpx.Client(base_url=service.url, timeout=10) as client,
@@ -165,7 +175,8 @@ def journey(pretrained, tmp_path_factory):
             "unregistered": score(client, "u1", [{"id": "new", "features": named}]),
             "told": client.post("/score", json=body("nobody", features=entities_of(run, "u1"))),
         }
-        return Journey(run, store, items, before, replies, service.process.poll() is not None)
+        restarted = service.process.poll() is not None
+        return Journey(run, store, items, (prior, later), before, replies, restarted)
 
 
 def test_a_domain_onboarded_while_the_service_runs_is_scored_without_a_restart(journey, tmp_path):
@@ -184,7 +195,7 @@ def test_a_domain_onboarded_while_the_service_runs_is_scored_without_a_restart(j
 def test_a_domain_onboarded_with_features_in_redis_is_scored_once_they_are_loaded(journey, tmp_path):
     """The new bundle goes to an alias of its own, its snapshot to Redis, and then the alias moves."""
     store = ModelStore(journey.store)
-    store.set_alias("live", store.aliases()["sources"])
+    store.set_alias("live", store.aliases()["stable"])
 
     with redis_server(tmp_path) as server:
 
@@ -207,7 +218,7 @@ def test_a_domain_onboarded_with_features_in_redis_is_scored_once_they_are_loade
 
         settings = {"feature_source": "redis", "redis_url": server.url, "feature_timeout_ms": 2000}
         settings |= {"tokens_file": write_tokens(tmp_path)}
-        load("sources")
+        load("stable")
         told = with_app(journey.store, move_on, alias="live", alias_poll_s=0, **settings)
     before, result, replies = told
     assert before == [200, 404]
@@ -231,38 +242,36 @@ def test_the_mean_score_of_a_fresh_domain_is_the_prior(run, items):
 
 
 def test_clicks_refit_the_line_and_the_head_and_blend_the_domain_in(journey, tmp_path):
-    store, items = journey.store, journey.items
-    run = shutil.copytree(journey.run, tmp_path / "run")
-    fresh = onboard(run, "fresh", items, prior_rate=0.04)
-    labels = write_labels(tmp_path / "labels.csv", rows=400, items=20)
-    later = onboard(run, "fresh", items, prior_rate=0.04, labels=labels)
-    bundle = publish(run, store, "stable")
+    store, (fresh, later) = journey.store, journey.warm
     assert (later.stage, later.num_rows, later.order) == ("bias", 400, fresh.order)
     assert later.head != fresh.head
     assert later.mean_score == pytest.approx(0.3, abs=0.05)
-    assert bundle.manifest.domains["fresh"].num_train_rows == 400
+    assert min(len(later.item_clicks), len(later.item_rates), len(later.user_rates)) >= 20
+    bundle = ModelStore(store).open("stable")
+    assert bundle.manifest.domains["warm"].num_train_rows == 400
     routing = tmp_path / "routing.yaml"
     maturity = {"zero_shot": "hier", "few_shot": "hier", "prior_rows": 2000.0}
     routing.write_text(yaml.safe_dump({"version": 1, "maturity": maturity}))
 
-    async def ask_once(application):
-        body = {"domain": "fresh", "user": {"id": "u1"}, "items": ITEMS}
-        status, _, reply = await ask(application, body)
-        assert status == 200, reply
-        return np.array(reply["scores"]), reply["model"]["alias"]
+    def asked(alias, domain="warm", **settings):
+        async def ask_once(application):
+            status, _, reply = await ask(application, body("u1", domain=domain))
+            assert status == 200, reply
+            return np.array(reply["scores"]), reply["model"]["alias"]
 
-    by_prior, _ = with_app(store, ask_once, alias="hier")
-    by_clicks, _ = with_app(store, ask_once, alias="stable")
-    np.testing.assert_allclose(by_clicks, expected_scores(run, later, "u1"), atol=1e-5)
-    assert min(len(later.item_clicks), len(later.item_rates), len(later.user_rates)) >= 20
-    blended, _ = with_app(store, ask_once, alias="stable", routing_file=routing)
+        return with_app(store, ask_once, alias=alias, **settings)
+
+    by_prior, by_clicks = asked("hier")[0], asked("stable")[0]
+    np.testing.assert_allclose(by_prior, expected_scores(journey.run, fresh, "u1"), atol=1e-5)
+    np.testing.assert_allclose(by_clicks, expected_scores(journey.run, later, "u1"), atol=1e-5)
+    blended, _ = asked("stable", routing_file=routing)
     weight = 2000 / (2000 + 400)
     logit = weight * np.log(by_prior / (1 - by_prior)) + (1 - weight) * np.log(by_clicks / (1 - by_clicks))
     np.testing.assert_allclose(blended, 1 / (1 + np.exp(-logit)), atol=1e-5)
     # A default bundle without the domain leaves it to the zero-shot one.
-    zero_shot, alias = with_app(store, ask_once, alias="sources", routing_file=routing)
+    zero_shot, alias = asked("stable", "fresh", routing_file=routing)
     assert alias == "hier"
-    np.testing.assert_allclose(zero_shot, by_prior, atol=1e-7)
+    np.testing.assert_allclose(zero_shot, asked("hier", "fresh")[0], atol=1e-7)
 
 
 def test_what_cannot_be_onboarded_is_refused(run, items, tmp_path):
