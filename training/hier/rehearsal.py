@@ -32,7 +32,7 @@ DRAWS = 2
 MIN_CLICKS = 50
 MIN_STAGES = 2
 RIDGE = 1.0
-"""Pull to 0 on the weights of a start, in rows; stages count as many rows as they have."""
+"""Pull to 0 on the weights of a start, in rows. A stage counts by the root of its rows."""
 
 FloatArray = NDArray[np.float64]
 
