@@ -27,6 +27,7 @@ from training.models.acmoe import Side
 from training.models.syncrec_net import EventRows, SequenceNet
 from training.sequences.errors import SequenceError
 from training.sequences.log import EventLog, Ints
+from training.sequences.losses import PairLoss, pair_loss
 
 CHUNK = 512
 CUTS = (5, 10)
@@ -56,7 +57,7 @@ class ViewRanks:
 
     Attributes:
         ranks: (m,) of the m events with a known item, from 0.
-        losses: (m,) loss of each: -log sigmoid(positive) and the mean of -log(1 - sigmoid(negative)).
+        losses: (m,) mean loss of each against its negatives.
         num_events: n.
         num_candidates: C.
     """
@@ -164,15 +165,28 @@ def history(log: EventLog, events: Ints, *, max_len: int, domain: int | None = N
 
 @torch.no_grad()
 def judge(
-    net: SequenceNet, log: EventLog, candidates: tuple[Candidates | None, ...], *, max_len: int
+    net: SequenceNet,
+    log: EventLog,
+    candidates: tuple[Candidates | None, ...],
+    *,
+    max_len: int,
+    loss: PairLoss = "bce",
 ) -> Judged:
-    """Rank held-out events with every view the net has; its mode is put back."""
+    """Rank held-out events with every view the net has; its mode is put back.
+
+    Args:
+        net: The net.
+        log: The events.
+        candidates: Of each domain.
+        max_len: T.
+        loss: What the net is trained by; views are compared by no other.
+    """
     was_training = net.training
     net.eval()
     try:
         return {
             view: tuple(
-                None if own is None else _judge_domain(net, log, own, view, domain, max_len=max_len)
+                _judge_domain(net, log, own, view, domain, max_len=max_len, loss=loss) if own else None
                 for domain, own in enumerate(candidates)
             )
             for view in net.views
@@ -182,7 +196,14 @@ def judge(
 
 
 def _judge_domain(
-    net: SequenceNet, log: EventLog, own: Candidates, view: Side, domain: int, *, max_len: int
+    net: SequenceNet,
+    log: EventLog,
+    own: Candidates,
+    view: Side,
+    domain: int,
+    *,
+    max_len: int,
+    loss: PairLoss,
 ) -> ViewRanks:
     ranks: list[Ints] = []
     losses: list[NDArray[np.float64]] = []
@@ -196,7 +217,7 @@ def _judge_domain(
         items = own.items if len(own.items) == 1 else own.items[mine]
         scores = _scores(vectors, net.items(torch.from_numpy(items).to(device))).cpu()
         ranks.append(ranks_of_positive(scores.numpy(), own.positive[mine]))
-        losses.append(_losses(scores, torch.from_numpy(own.positive[mine])))
+        losses.append(candidate_losses(scores, torch.from_numpy(own.positive[mine]), form=loss))
     return ViewRanks(
         ranks=np.concatenate([*ranks, np.zeros(0, np.int64)]),
         losses=np.concatenate([*losses, np.zeros(0)]),
@@ -217,11 +238,18 @@ def _scores(vectors: Tensor, items: Tensor) -> Tensor:
     return torch.einsum("nr,ncr->nc", vectors, items)
 
 
-def _losses(scores: Tensor, positive: Tensor) -> NDArray[np.float64]:
-    own = scores.gather(1, positive.unsqueeze(1)).squeeze(1)
-    softplus = torch.nn.functional.softplus
-    others = (softplus(scores).sum(dim=1) - softplus(own)) / max(1, scores.shape[1] - 1)
-    loss: NDArray[np.float64] = (softplus(-own) + others).double().numpy()
+def candidate_losses(scores: Tensor, positive: Tensor, *, form: PairLoss) -> NDArray[np.float64]:
+    """(n,) mean loss of a positive against each other candidate.
+
+    Args:
+        scores: (n, C) float32.
+        positive: (n,) int64 column of what came next.
+        form: The loss.
+    """
+    own = scores.gather(1, positive.unsqueeze(1))
+    others = torch.ones_like(scores).scatter_(1, positive.unsqueeze(1), 0.0)
+    total = (pair_loss(own, scores, form=form) * others).sum(dim=1)
+    loss: NDArray[np.float64] = (total / max(1, scores.shape[1] - 1)).double().numpy()
     return loss
 
 

@@ -165,7 +165,9 @@ def run_variant(
     found = {}
     for split in ("valid", "test"):
         candidates = draw_candidates(log, log.held_out(split), negatives="full", seed=0)
-        found[split] = judge(trainer.net, log, candidates, max_len=config.model.max_len)
+        found[split] = judge(
+            trainer.net, log, candidates, max_len=config.model.max_len, loss=config.training.loss
+        )
     switched = switches(SWITCH_DEVIATIONS, transfer(found["valid"]), num_domains=3)
     table = figures(found["test"], DOMAINS, switched)
     hits = {view: tuple(own["domains"][d]["hr_5"] for d in DOMAINS) for view, own in table.items()}

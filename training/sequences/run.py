@@ -122,7 +122,15 @@ def train_sequences(
             events.event("start", name=config.name, **checkpoint.identity)
 
         def validate() -> float:
-            return watched(judge(trainer.net, log, candidates["valid"], max_len=config.model.max_len))
+            return watched(
+                judge(
+                    trainer.net,
+                    log,
+                    candidates["valid"],
+                    max_len=config.model.max_len,
+                    loss=config.training.loss,
+                )
+            )
 
         def after(loss: float, value: float) -> None:
             events.event("epoch", epoch=trainer.epoch, loss=loss, valid=value, phi=trainer.phi.tolist())
@@ -194,8 +202,10 @@ def _finish(
     trainer: SequenceTrainer,
     candidates: Mapping[str, tuple[Candidates | None, ...]],
 ) -> dict[str, Any]:
+    loss = config.training.loss
     judged = {
-        split: judge(trainer.net, log, own, max_len=config.model.max_len) for split, own in candidates.items()
+        split: judge(trainer.net, log, own, max_len=config.model.max_len, loss=loss)
+        for split, own in candidates.items()
     }
     found = transfer(judged["valid"])
     model = config.model

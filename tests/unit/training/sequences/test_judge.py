@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from training.sequences.build import open_log
 from training.sequences.config import DomainNames, EventsConfig
 from training.sequences.errors import SequenceError
-from training.sequences.judge import ViewRanks, figures
+from training.sequences.judge import ViewRanks, candidate_losses, figures
 from training.sequences.run import watched
 
 
@@ -69,3 +70,16 @@ def test_names_of_domains_come_from_a_csv_file(tmp_path: Path) -> None:
     (tmp_path / "names.csv").write_text("id,called\n0,toys\n1,books\n")
 
     assert open_log(config, tmp_path).domains == ("books", "toys")
+
+
+def test_losses_are_those_of_training() -> None:
+    """Scores 2 and -1, the positive in whatever column; two negatives are averaged, none give 0."""
+    pair, three = torch.tensor([[2.0, -1.0]]), torch.tensor([[-1.0, 2.0, 2.0]])
+    first, middle = torch.tensor([0]), torch.tensor([1])
+
+    assert candidate_losses(pair, first, form="bce") == pytest.approx([0.440190], abs=1e-6)
+    assert candidate_losses(pair, first, form="bpr_logit") == pytest.approx([0.048587], abs=1e-6)
+    assert candidate_losses(pair, first, form="bpr_double_sigmoid") == pytest.approx([0.433303], abs=1e-6)
+    wanted = (0.048587 + math.log(2)) / 2
+    assert candidate_losses(three, middle, form="bpr_logit") == pytest.approx([wanted], abs=1e-6)
+    assert candidate_losses(torch.tensor([[1.0]]), first, form="bpr_logit").tolist() == [0.0]
