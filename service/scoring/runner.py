@@ -23,7 +23,7 @@ from service.scoring.admission import Backlog, CallerGone, Deadline
 from service.scoring.batcher import Batcher, joined
 from service.scoring.predictor import GraphRows, Predictor
 
-ITERATION_MS = 0.25
+ITERATION_MS = 1.0
 ITERATION_RUNS = 16
 """Bounds on the runs of one iteration of the event loop, which reads sockets between two iterations."""
 CALLER_LOOK_S = 0.05

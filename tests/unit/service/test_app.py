@@ -101,7 +101,7 @@ def test_a_caller_that_leaves_while_it_waits_is_not_scored(small):
             score = predictor.score
             predictor.score = lambda rows, score=score: runs.append(1) or score(rows)
             predictor.clock = RunClock()
-            predictor.clock.record(1, 0.3)  # two such runs do not share an iteration of the loop
+            predictor.clock.record(1, 0.8)  # two such runs do not share an iteration of the loop
         whole = {"type": "http.request", "body": json.dumps(BODY).encode(), "more_body": False}
         return await asyncio.gather(post(app), post(app, messages=[whole, {"type": "http.disconnect"}]))
 
