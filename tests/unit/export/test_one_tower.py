@@ -71,9 +71,7 @@ def test_a_cut_model_scores_its_domains_as_the_whole_model(parts):
 
 
 def test_an_exported_cut_model_scores_as_the_whole_model(parts, tmp_path):
-    found, told = parts
-    if "experts" not in told:
-        pytest.skip("one export is enough: the other model has the same graph with fewer experts")
+    found, _ = parts
     part = found[1]
     entry = export_graph(part.scoring_graph(SCHEMA), SCHEMA, tmp_path, name=part.key, form=part.form)
     predictor = Predictor(tmp_path / entry.file, entry)
